@@ -1,0 +1,28 @@
+# The prediction service: its own extra and the native model runtime, no Dagster, no MLflow client. Build from the repository root.
+FROM python:3.11.14-slim-bookworm
+
+ARG XGBOOST=cpu
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+
+WORKDIR /app
+COPY pyproject.toml constraints.txt README.md ./
+COPY deploy/requirements.py deploy/
+# polars: the modules of request-time functions import mlplatform.specs, which names its types.
+RUN python deploy/requirements.py --extra serving --extra "$XGBOOST" --package polars > requirements.txt \
+ && pip install --requirement requirements.txt --constraint constraints.txt
+
+COPY feature_definitions feature_definitions
+COPY mlplatform mlplatform
+COPY serving_app serving_app
+RUN pip install --no-deps .
+
+RUN useradd --uid 10001 --create-home mlplatform \
+ && mkdir -p /var/lib/mlplatform \
+ && chown mlplatform /var/lib/mlplatform
+WORKDIR /var/lib/mlplatform
+USER mlplatform
+
+EXPOSE 8000
+CMD ["uvicorn", "serving_app.main:app", "--host", "0.0.0.0", "--port", "8000", "--no-access-log", "--timeout-graceful-shutdown", "15"]

@@ -1,0 +1,163 @@
+"""The lake: Delta tables under one root, local or S3, addressed by asset key.
+
+Belongs here: reading, replacing and appending whole frames, idempotently, with the run that did it in the commit.
+Does not belong here: knowing what any table means.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import TableNotFoundError
+
+from mlplatform.records import DayRange
+
+Key = tuple[str, ...]
+
+# Every partitioned table has this column: the UTC day of its time column.
+DAY = "event_date"
+
+
+class MissingTableError(LookupError):
+    """The table has never been written."""
+
+
+@dataclass(frozen=True)
+class Lake:
+    """Delta tables under `root`. `storage_options` as deltalake takes them (empty for local folders)."""
+
+    root: str
+    storage_options: Mapping[str, str] = field(default_factory=dict)
+
+    def uri(self, key: Key) -> str:
+        return "/".join((self.root.rstrip("/"), *key))
+
+    def exists(self, key: Key) -> bool:
+        return DeltaTable.is_deltatable(self.uri(key), self._options())
+
+    def table(self, key: Key, version: int | None = None) -> DeltaTable:
+        """The Delta table itself. Raises MissingTableError where nothing was ever written."""
+        try:
+            return DeltaTable(self.uri(key), version=version, storage_options=self._options())
+        except TableNotFoundError as missing:
+            raise MissingTableError(f"table {'/'.join(key)} does not exist yet: materialize the asset first") from missing
+
+    def scan(self, key: Key, days: DayRange | None = None, version: int | None = None) -> pl.LazyFrame:
+        """Lazy frame of a table; `days` reads only the partitions of those days."""
+        frame = pl.scan_delta(self.table(key, version), storage_options=self._options())
+        return frame if days is None else frame.filter(pl.col(DAY).is_between(days.first, days.last))
+
+    def read(self, key: Key, days: DayRange | None = None, version: int | None = None) -> pl.DataFrame:
+        return self.scan(key, days, version).collect()
+
+    def replace(self, key: Key, rows: pl.DataFrame, days: DayRange | None = None, metadata: Mapping[str, str] | None = None) -> int:
+        """Replaces the whole table, or the partitions of `days`, in one commit. Returns the version it left.
+
+        Rows outside `days` are an error of Delta's own check, so a wrong day never slips in.
+        """
+        if days is None:
+            write_deltalake(
+                self.uri(key),
+                _plain(rows),
+                mode="overwrite",
+                schema_mode="overwrite",
+                storage_options=self._options(),
+                commit_properties=_commit(metadata),
+            )
+        elif not self.exists(key):
+            write_deltalake(
+                self.uri(key), _plain(rows), partition_by=[DAY], storage_options=self._options(), commit_properties=_commit(metadata)
+            )
+        else:
+            write_deltalake(
+                self.uri(key),
+                _plain(rows),
+                mode="overwrite",
+                predicate=f"{DAY} >= '{days.first}' AND {DAY} <= '{days.last}'",
+                partition_by=[DAY],
+                storage_options=self._options(),
+                commit_properties=_commit(metadata),
+            )
+        return self.version(key)
+
+    def append(
+        self,
+        key: Key,
+        rows: pl.DataFrame,
+        *,
+        partitioned: bool = True,
+        transaction: tuple[str, int] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Appends rows in one commit. With `transaction` (application, number), a number not above the last one is a
+        replay: nothing is written and False is returned."""
+        if transaction is not None and self.transaction(key, transaction[0]) >= transaction[1]:
+            return False
+        write_deltalake(
+            self.uri(key),
+            _plain(rows),
+            mode="append",
+            partition_by=[DAY] if partitioned else None,
+            storage_options=self._options(),
+            commit_properties=_commit(metadata, transaction),
+        )
+        return True
+
+    def transaction(self, key: Key, application: str) -> int:
+        """The last transaction number `application` committed to the table, -1 before the first."""
+        if not self.exists(key):
+            return -1
+        number = self.table(key).transaction_version(application)
+        return -1 if number is None else number
+
+    def last_metadata(self, key: Key, name: str) -> str | None:
+        """The newest commit's value of a custom metadata entry, None where no commit has one."""
+        if not self.exists(key):
+            return None
+        return next((str(commit[name]) for commit in self.table(key).history() if name in commit), None)
+
+    def version(self, key: Key) -> int:
+        return self.table(key).version()
+
+    def identity(self, key: Key) -> tuple[str, int]:
+        """(table id, version): with time travel this names the exact content."""
+        table = self.table(key)
+        return str(table.metadata().id), table.version()
+
+    def row_count(self, key: Key, days: DayRange | None = None) -> int:
+        return int(self.scan(key, days).select(pl.len()).collect().item())
+
+    def time_of(self, key: Key, version: int) -> datetime:
+        return datetime.fromtimestamp(self.table(key, version).history(1)[0]["timestamp"] / 1000).astimezone()
+
+    def make_root(self) -> None:
+        if "://" not in self.root:
+            Path(self.root).mkdir(parents=True, exist_ok=True)
+
+    def _options(self) -> dict[str, str]:
+        return dict(self.storage_options)
+
+
+def with_day(rows: pl.DataFrame, time_column: str) -> pl.DataFrame:
+    """Adds the partition column: the UTC day of `time_column` (a UTC timestamp)."""
+    return rows.with_columns(pl.col(time_column).dt.date().alias(DAY))
+
+
+def day_literals(days: Sequence[date]) -> list[str]:
+    return [d.isoformat() for d in days]
+
+
+def _commit(metadata: Mapping[str, Any] | None, transaction: tuple[str, int] | None = None) -> CommitProperties:
+    return CommitProperties(
+        custom_metadata={k: str(v) for k, v in (metadata or {}).items()},
+        app_transactions=[Transaction(*transaction)] if transaction else None,
+    )
+
+
+def _plain(rows: pl.DataFrame) -> Any:
+    """Arrow without dictionaries: Delta stores plain strings, and categoricals would come back as such anyway."""
+    return rows.with_columns(pl.col(pl.Categorical).cast(pl.String)).to_arrow()

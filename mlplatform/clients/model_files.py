@@ -1,0 +1,73 @@
+"""A model's files as MLflow stores them: native formats, verified, never pickle.
+
+Belongs here: writing the folder of a logged model, and its hash. Does not belong here: the registry's service.
+"""
+
+import hashlib
+import warnings
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Final
+
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, Schema
+
+from mlplatform.contracts import ServingContract
+
+_PICKLES: Final = (".pkl", ".pickle", ".joblib", ".pt", ".pth")
+
+
+class RegistryError(RuntimeError):
+    """The registry cannot do what was asked, and says why."""
+
+
+class CorruptModelError(RegistryError):
+    """Stored files are not what the contract says."""
+
+
+def write(folder: Path, contract: ServingContract, files: Path, run_id: str, model_id: str) -> None:
+    """Makes `folder` an MLflow model around the contract's model file in `files`.
+
+    Raises RegistryError for a framework nobody taught it, CorruptModelError where the written file is not the contract's.
+    """
+    # Here, not at the top: the flavour's import takes another second, and reading the registry does not need it.
+    with warnings.catch_warnings():
+        # MLflow warns about its own type hints while it is imported.
+        warnings.simplefilter("ignore", UserWarning)
+        import mlflow.pyfunc
+    import mlflow.xgboost
+    import xgboost
+
+    if contract.framework != "xgboost":
+        raise RegistryError(f"no way to log a model of framework '{contract.framework}' is known")
+    booster = xgboost.Booster()
+    booster.load_model(files / contract.model_file)
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("double", f.name, required=False) for f in contract.features]),
+        outputs=Schema([ColSpec("double", "probability")]),
+    )
+    # Signature and requirements given: MLflow would otherwise spend seconds inferring them in a subprocess.
+    mlflow.xgboost.save_model(
+        booster,
+        str(folder),
+        mlflow_model=Model(run_id=run_id, model_id=model_id),
+        signature=signature,
+        pip_requirements=[f"xgboost=={xgboost.__version__}", f"numpy=={installed_version('numpy')}"],
+        model_format="ubj",
+    )
+    verify((folder / contract.model_file).read_bytes(), contract)
+    _refuse_pickle(folder)
+
+
+def verify(content: bytes, contract: ServingContract) -> None:
+    """Raises CorruptModelError where `content` is not the model file the contract names."""
+    found = hashlib.sha256(content).hexdigest()
+    if found != contract.model_sha256:
+        raise CorruptModelError(
+            f"{contract.model_file} of {contract.model} has SHA-256 {found[:12]}…, its contract says {contract.model_sha256[:12]}…"
+        )
+
+
+def _refuse_pickle(folder: Path) -> None:
+    if pickles := [p.name for p in folder.rglob("*") if p.suffix in _PICKLES]:
+        raise RegistryError(f"models are stored without pickle, but {pickles} would be logged")

@@ -1,0 +1,136 @@
+"""What crosses between the platform and the prediction service: names, the serving contract, the prediction record.
+
+Belongs here: shapes and names both sides must agree on. Only the standard library and pydantic may be imported.
+"""
+
+import ast
+import hashlib
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+PRODUCTION = "production"  # the MLflow alias that serves
+PREVIOUS = "previous"  # the alias of the version that served before, for a rollback
+GATES_TAG = "mlplatform.gates"  # model version tag: "passed" or "refused"
+EVALUATION_TAG = "mlplatform.evaluation"  # model version tag: the evaluation as JSON (metrics only)
+CONTRACT_FILE = "serving_contract.json"  # beside the model's files in the registry
+ONLINE_PROJECT = "flights"
+
+MODELS_CHANNEL = "mlplatform:models"  # Redis pub/sub: the name of a model whose alias moved
+
+
+def prediction_stream(model: str) -> str:
+    """Redis Stream with a model's prediction records; one field `record`, JSON of `PredictionRecord`."""
+    return f"mlplatform:predictions:{model}"
+
+
+def source_hash(function: Callable[..., Any]) -> str:
+    """SHA-256 of the module a request-time function is written in: its helpers and constants count, comments and layout don't.
+
+    Written into `ContractFunction.source_hash` at training time; the service refuses a version whose function has changed since.
+    """
+    module = inspect.getmodule(inspect.unwrap(function))
+    if module is None:
+        raise ValueError(f"{function!r} was not defined in a module: its source cannot be hashed")
+    return hashlib.sha256(ast.unparse(ast.parse(inspect.getsource(module))).encode()).hexdigest()
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ContractField(_Frozen):
+    """One field an application sends."""
+
+    name: str
+    dtype: Literal["string", "int", "float", "bool", "date", "timestamp"]
+    description: str
+    example: str | int | float
+    required: bool = True
+    minimum: float | None = None
+    maximum: float | None = None
+    max_length: int = 64
+    constant: str | None = None  # a constant join key, filled in by the service
+
+
+class ContractView(_Frozen):
+    """One feature view as the model version was trained with it."""
+
+    name: str
+    join_keys: tuple[str, ...]
+    features: tuple[str, ...]  # in the packed order of the online codec; all float64
+    ttl_s: float
+    on_stale: Literal["serve", "impute", "refuse"]
+    defaults: dict[str, float | None]  # None stands for NaN, which JSON lacks
+
+
+class ContractFunction(_Frozen):
+    """A request-time function by its import path `module:function`, with the hash of its source at training time."""
+
+    path: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    source_hash: str
+
+
+class ContractFeature(_Frozen):
+    """One model input, in the model's column order.
+
+    `view`: read online; `request`: computed by a request-time function or sent as is; `category`: a request field
+    encoded as its position in `categories` (NaN where unknown).
+    """
+
+    name: str
+    kind: Literal["view", "request", "category"]
+    source: str  # view name, function path or request field
+    column: str  # the feature's name within its source
+    categories: tuple[str, ...] | None = None
+
+
+class ServingContract(_Frozen):
+    """Everything the service must know to serve one model version; lies beside the model as `serving_contract.json`."""
+
+    schema_version: Literal[1] = 1
+    model: str
+    task: Literal["binary"]
+    description: str
+    framework: Literal["xgboost"]
+    model_file: str
+    model_sha256: str
+    project: str
+    fields: tuple[ContractField, ...]
+    views: tuple[ContractView, ...]
+    functions: tuple[ContractFunction, ...]
+    features: tuple[ContractFeature, ...]
+    threshold: float | None = None
+    training_set_hash: str
+    # Inputs in the feature order and what the model answered for them in training: the service compares before it swaps.
+    example_features: tuple[tuple[float | None, ...], ...] = ()
+    example_predictions: tuple[float, ...] = ()
+
+    def canonical_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+
+class PredictionRecord(_Frozen):
+    """One answered input, as the service logs it and `predictions/<model>` stores it."""
+
+    request_id: str
+    input_index: int
+    requested_at: str  # ISO 8601 UTC, microseconds: the service's clock
+    model: str
+    version: int
+    variant: str
+    inputs: dict[str, Any]  # request fields as received
+    features: tuple[float | None, ...]  # in the contract's feature order; None is NaN
+    feature_ages_s: dict[str, float | None]  # per view; None: no value found
+    imputed: tuple[str, ...]  # views whose values were replaced by defaults
+    prediction: float
+    latency_ms: float
+    contract_digest: str

@@ -1,0 +1,236 @@
+"""Doctor's look at the platform's own parts: services, stores, sources.
+
+Belongs here: one function per part, giving findings. Does not belong here: the machine below them (`doctor`).
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mlplatform.local.service_state import State
+from mlplatform.queries import fetch
+from mlplatform.settings import Profile, Settings
+
+Level = Literal["ok", "warn", "fail"]
+
+_START = "not running: `make up`"
+_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found; `mend` says what to do about it, empty where it is well."""
+
+    check: str
+    level: Level
+    detail: str
+    mend: str = ""
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What the checks look at. `expected`: services that do not answer are a fault, not merely not started."""
+
+    home: Path
+    settings: Settings
+    state: State
+
+    @property
+    def expected(self) -> bool:
+        return self.settings.profile is Profile.PRODUCTION or any(service.running for service in self.state.services)
+
+    def down(self, check: str, detail: str, mend: str) -> Finding:
+        """Something does not answer."""
+        return Finding(check, "fail", detail, mend) if self.expected else Finding(check, "warn", detail, _START)
+
+
+# --- services --------------------------------------------------------------------------------------------------------
+
+
+def services(patient: Patient) -> Iterator[Finding]:
+    """Those the local profile has recorded."""
+    if patient.settings.profile is Profile.PRODUCTION:
+        return
+    recorded = patient.state.services
+    if not any(service.running for service in recorded):
+        yield Finding("services", "warn", f"nothing runs under {patient.home}", _START)
+        return
+    for service in recorded:
+        if not service.running:
+            log = patient.home / "logs" / f"{service.name}.log"
+            yield Finding("services", "fail", f"{service.name} has ended; {log} tells why", "`make down`, then `make up`")
+    yield Finding("services", "ok", f"running: {', '.join(service.name for service in recorded if service.running)}")
+
+
+def redis(patient: Patient) -> Iterator[Finding]:
+    yield _ping(patient, "redis", patient.settings.redis_url.get_secret_value(), "check MLPLATFORM_REDIS_URL, and that the server runs")
+
+
+def _ping(patient: Patient, check: str, url: str, mend: str) -> Finding:
+    from redis import Redis
+    from redis.backoff import NoBackoff
+    from redis.exceptions import RedisError
+    from redis.retry import Retry
+
+    where = _without_password(url)
+    try:
+        with Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, retry=Retry(NoBackoff(), 0)) as client:
+            client.ping()
+    except (RedisError, OSError, ValueError) as fault:
+        return patient.down(check, f"{where} does not answer: {_line(fault)}", mend)
+    return Finding(check, "ok", where)
+
+
+def _answers(patient: Patient, check: str, url: str, path: str, mend: str) -> Finding:
+    """Whether `GET url + path` answers 200."""
+    try:
+        code, _ = fetch(url.rstrip("/") + path, _TIMEOUT_S)
+    except (OSError, ValueError) as fault:
+        return patient.down(check, f"{url} does not answer: {_line(fault)}", mend)
+    return (
+        Finding(check, "ok", url)
+        if code == 200
+        else Finding(check, "fail", f"{url}{path} answers {code}: something else listens there", mend)
+    )
+
+
+def mlflow(patient: Patient) -> Iterator[Finding]:
+    uri = patient.settings.mlflow_uri
+    if uri.startswith(("http://", "https://")):
+        yield _answers(patient, "mlflow", uri, "/health", "check MLPLATFORM_MLFLOW_URL, and that the server runs")
+    elif Path(uri.removeprefix("sqlite:///")).is_file():
+        yield Finding("mlflow", "ok", f"no server; its store is {uri}")
+    else:
+        yield patient.down("mlflow", "no server, and no store yet", "`make demo`")
+
+
+def serving(patient: Patient) -> Iterator[Finding]:
+    url = patient.settings.serving_url
+    live = _answers(patient, "serving", url, "/health/live", "start it, or set MLPLATFORM_SERVING_URL to where it answers")
+    if live.level != "ok":
+        yield live
+        return
+    try:
+        code, body = fetch(f"{url.rstrip('/')}/health/ready", _TIMEOUT_S)
+    except OSError as fault:
+        yield patient.down("serving", f"{url} stopped answering: {_line(fault)}", "look into its log")
+        return
+    if code == 200:
+        yield Finding("serving", "ok", f"{url}, ready")
+    else:
+        yield Finding("serving", "warn", f"{url} is alive, not ready: {_problem(body)}", "promote a version, or mend what it names")
+
+
+def _problem(body: bytes) -> str:
+    """The detail of a problem document (RFC 9457); the start of the body where it is none."""
+    try:
+        return str(json.loads(body)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return body.decode(errors="replace")[:200]
+
+
+def dagster(patient: Patient) -> Iterator[Finding]:
+    names = {service.name for service in patient.state.services}
+    if patient.settings.profile is Profile.LOCAL and names and not any(name.startswith("dagster") for name in names):
+        yield Finding("dagster", "warn", "its UI was not started", "`make up`")
+        return
+    yield _answers(
+        patient, "dagster", patient.settings.dagster_url, "/server_info", "start it, or set MLPLATFORM_DAGSTER_URL to where it answers"
+    )
+
+
+# --- stores and sources ----------------------------------------------------------------------------------------------
+
+
+def lake(patient: Patient) -> Iterator[Finding]:
+    root = patient.settings.lake_root
+    if "://" not in root:
+        tables = list(Path(root).glob("*/*/_delta_log"))
+        if tables:
+            yield Finding("lake", "ok", f"{root}, {len(tables)} tables")
+        else:
+            yield Finding("lake", "warn", f"{root} holds no table yet", "`make demo`")
+        return
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError
+
+    options = patient.settings.storage_options() | {"timeout": "5s", "connect_timeout": "3s", "max_retries": "1"}
+    try:
+        # Any table will do: whether this one exists is told only after the store has answered.
+        DeltaTable.is_deltatable(f"{root.rstrip('/')}/deployment/doctor", options)
+    except (DeltaError, OSError, ValueError) as fault:
+        yield Finding("lake", "fail", f"{root} cannot be read: {_line(fault)}", "check MLPLATFORM_LAKE and MLPLATFORM_S3_*")
+    else:
+        yield Finding("lake", "ok", root)
+
+
+def feast(patient: Patient) -> Iterator[Finding]:
+    registry = patient.settings.feast_registry_path
+    if "://" in registry:
+        yield _connects(patient, "feast", registry, "check MLPLATFORM_FEAST_REGISTRY")
+    elif Path(registry).is_file():
+        yield Finding("feast", "ok", registry)
+    else:
+        yield Finding("feast", "warn", "its registry is not written yet", "`make demo`, or materialize an online view")
+
+
+def _connects(patient: Patient, check: str, url: str, mend: str) -> Finding:
+    """Whether the database behind a SQL URL lets us in."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
+        return patient.down(check, f"{url} is not there", mend)  # connecting would make it
+    try:
+        engine = create_engine(url)
+        try:
+            with engine.connect():
+                return Finding(check, "ok", engine.url.render_as_string(hide_password=True))
+        finally:
+            engine.dispose()
+    except (SQLAlchemyError, ImportError) as fault:
+        return patient.down(check, f"{_without_password(url)} refuses: {_line(fault)}", mend)
+
+
+def sources(patient: Patient) -> Iterator[Finding]:
+    for name in ("reference", "weather", "events", "archive"):
+        check, mend = f"source {name}", f"check MLPLATFORM_SOURCE_{name.upper()}, and that the system runs"
+        try:
+            address = patient.settings.connection(name)
+        except ValueError as unset:
+            yield patient.down(check, str(unset), mend)
+            continue
+        yield _source(patient, check, address, mend)
+
+
+def _source(patient: Patient, check: str, address: str, mend: str) -> Finding:
+    scheme = address.partition("://")[0] if "://" in address else ""
+    if scheme in ("redis", "rediss", "unix"):
+        return _ping(patient, check, address, mend)
+    if scheme in ("http", "https"):
+        try:
+            fetch(address, _TIMEOUT_S)  # any answer: an API need not have anything at its base
+        except (OSError, ValueError) as fault:
+            return patient.down(check, f"{address} does not answer: {_line(fault)}", mend)
+        return Finding(check, "ok", address)
+    if scheme == "":
+        there = Path(address).is_dir()
+        return Finding(check, "ok", address) if there else patient.down(check, f"{address} is not there", mend)
+    if scheme in ("s3", "gs", "file"):
+        return Finding(check, "warn", f"{address}: not looked at", "materialize its asset: that tells")
+    return _connects(patient, check, address, mend)
+
+
+def _line(fault: Exception) -> str:
+    """The first line of what an exception says."""
+    return (str(fault).strip() or type(fault).__name__).splitlines()[0][:200]
+
+
+def _without_password(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+PLATFORM_CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (services, redis, mlflow, lake, feast, sources, serving, dagster)

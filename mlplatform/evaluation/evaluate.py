@@ -1,0 +1,59 @@
+"""One model version on the test rows: metrics, baselines, champion, slices, gates, as one record.
+
+Belongs here: putting the room's pieces together. Does not belong here: loading models or test rows; predictions come in.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import polars as pl
+from numpy.typing import ArrayLike
+
+from mlplatform.evaluation.gates import judge, judge_against_champion
+from mlplatform.evaluation.metrics import score
+from mlplatform.evaluation.slices import slice_metrics
+from mlplatform.records import Evaluation
+from mlplatform.specs import ModelSpec
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version that serves now, and its predictions for the very same test rows, in the same order."""
+
+    version: int
+    predictions: ArrayLike
+
+
+def evaluate(
+    spec: ModelSpec,
+    version: int,
+    y: ArrayLike,
+    p: ArrayLike,
+    frame: pl.DataFrame,
+    champion: Champion | None = None,
+    baselines: Mapping[str, ArrayLike] | None = None,
+) -> Evaluation:
+    """The evaluation of `version` on the test rows.
+
+    `y`, `p`: labels and predictions, shape (n,); `frame`: n rows with the spec's slice columns; `baselines`: predictions
+    for the same rows by name. Raises ValueError for no rows, or predictions of another length.
+    """
+    metrics = score(y, p, spec.cost)
+    if metrics["rows"] == 0:
+        raise ValueError(f"no test rows to evaluate {spec.name} version {version} on")
+    # The champion's own version needs no second scoring: it is compared with itself.
+    rival = None if champion is None else metrics if champion.version == version else score(y, champion.predictions, spec.cost)
+    champion_version = None if champion is None else champion.version
+    gates = judge(spec.gates, metrics)
+    gates += (judge_against_champion(spec.champion_gate, version, metrics, champion_version, rival),)
+    return Evaluation(
+        model=spec.name,
+        version=version,
+        rows=int(metrics["rows"]),
+        metrics=metrics,
+        baselines={name: score(y, predictions, spec.cost) for name, predictions in (baselines or {}).items()},
+        champion_version=champion_version,
+        champion_metrics=rival,
+        slices=slice_metrics(y, p, frame, spec.slices),
+        gates=gates,
+    )

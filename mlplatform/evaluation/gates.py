@@ -1,0 +1,90 @@
+"""Gates: what a model version must reach before it may serve.
+
+Belongs here: comparing metrics with declared bounds and with the champion. Does not belong here: moving an alias.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from mlplatform.records import GateResult
+from mlplatform.specs import ChampionGate, Gate
+
+CHAMPION_GATE = "champion"
+
+
+def gate_names(gates: Sequence[Gate]) -> tuple[str, ...]:
+    """A unique name per gate, in order, stable under changes of the bounds: `auc_minimum`, `ece_maximum`, `auc_range`, …
+
+    Asset checks are declared under these names before any evaluation exists.
+    """
+    seen: Counter[str] = Counter()
+    names = []
+    for gate in gates:
+        kind = "range" if None not in (gate.minimum, gate.maximum) else "minimum" if gate.minimum is not None else "maximum"
+        name = f"{gate.metric}_{kind}"
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return tuple(names)
+
+
+def judge(gates: Sequence[Gate], metrics: Mapping[str, float]) -> tuple[GateResult, ...]:
+    """Each gate's result, in order, under its `gate_names`."""
+    return tuple(_judge(name, gate, metrics) for name, gate in zip(gate_names(gates), gates, strict=True))
+
+
+def _judge(name: str, gate: Gate, metrics: Mapping[str, float]) -> GateResult:
+    value = metrics.get(gate.metric)
+    low = -math.inf if gate.minimum is None else gate.minimum
+    high = math.inf if gate.maximum is None else gate.maximum
+    bound = " and ".join(
+        text for text, used in ((f">= {gate.minimum}", gate.minimum is not None), (f"<= {gate.maximum}", gate.maximum is not None)) if used
+    )
+    if value is None:
+        verdict, passed = f"no metric named '{gate.metric}' was measured", False
+    elif not math.isfinite(value):
+        verdict, passed = f"{gate.metric} is {value}: it could not be measured", False
+    elif value > high:
+        # A ranking nobody can reach honestly is read as a leak before it is read as a success.
+        suspicion = "suspected leak: " if gate.metric == "auc" else ""
+        verdict, passed = f"{suspicion}{gate.metric} {value:.4f} is above {gate.maximum}", False
+    elif value < low:
+        verdict, passed = f"{gate.metric} {value:.4f} is below {gate.minimum}", False
+    else:
+        verdict, passed = f"{gate.metric} {value:.4f} is {bound or 'not bounded'}", True
+    finite = value if value is not None and math.isfinite(value) else None
+    return GateResult(name, passed, finite, bound, f"{verdict} ({gate.reason})", gate.blocking)
+
+
+def judge_against_champion(
+    gate: ChampionGate,
+    version: int,
+    metrics: Mapping[str, float],
+    champion_version: int | None,
+    champion_metrics: Mapping[str, float] | None,
+) -> GateResult:
+    """Whether the challenger is worse than the champion by more than the tolerance, both scored on the same rows.
+
+    Without a champion, or where the version is the champion itself, the gate passes and says so. Raises ValueError where
+    there is a champion but no metrics of it.
+    """
+    value = metrics.get(gate.metric)
+    finite = value if value is not None and math.isfinite(value) else None
+    if champion_version is None:
+        return GateResult(CHAMPION_GATE, True, finite, "", "no champion yet: nothing to compare with")
+    if champion_version == version:
+        return GateResult(CHAMPION_GATE, True, finite, "", f"version {version} is the champion itself")
+    if champion_metrics is None:
+        raise ValueError(f"champion version {champion_version} has no metrics on these rows")
+    champion = champion_metrics.get(gate.metric)
+    if finite is None:
+        return GateResult(CHAMPION_GATE, False, None, "", f"{gate.metric} of version {version} could not be measured ({value})")
+    if champion is None or not math.isfinite(champion):
+        reason = f"{gate.metric} of champion version {champion_version} could not be measured ({champion}): not compared"
+        return GateResult(CHAMPION_GATE, False, finite, "", reason)
+    sign = 1 if gate.higher_is_better else -1
+    limit = champion - sign * gate.tolerance
+    passed = sign * (finite - limit) >= 0
+    bound = f"{'>=' if gate.higher_is_better else '<='} {limit:.4f}"
+    reason = f"{gate.metric} {finite:.4f} against {champion:.4f} of champion version {champion_version}, tolerance {gate.tolerance}"
+    return GateResult(CHAMPION_GATE, passed, finite, bound, reason)

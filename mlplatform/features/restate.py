@@ -1,0 +1,53 @@
+"""What of a fresh computation must be written, and with which `created`: nothing twice, nothing lost, history kept.
+
+Belongs here: comparing computed rows with the ones a table holds. Does not belong here: reading or writing tables.
+
+`created` says when the platform made a value available (DESIGN, Time):
+- a tick of the live time (after `live_since`) becomes available when it is computed: `now`;
+- a tick of the time before is history, written as it would have been had the feature existed: the tick itself;
+- a value that differs from what the table says is a correction, whenever its tick was: `now`.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import polars as pl
+
+TIME = "event_timestamp"
+CREATED = "created"
+_TIMESTAMP = pl.Datetime("us", "UTC")
+
+
+def rows_to_append(
+    computed: pl.DataFrame,
+    existing: pl.DataFrame,
+    join_keys: Sequence[str],
+    features: Sequence[str],
+    *,
+    now: datetime,
+    live_since: datetime | None,
+) -> pl.DataFrame:
+    """The rows to append so that the newest row of each (entity, tick) is the computed one.
+
+    `computed` has join keys, `event_timestamp` and features; `existing` the same and `created`, for the same ticks. An
+    (entity, tick) the computation no longer gives gets a row of nulls: the old value is withdrawn, not left standing.
+    Returns `computed`'s columns with `created` before the features; empty where nothing changed, so a replay is a no-op.
+    """
+    identity = [*join_keys, TIME]
+    if existing.is_empty():
+        return _stamp(computed, pl.lit(False), join_keys, features, now, live_since)
+    newest = existing.sort(CREATED).unique(identity, keep="last").select(*identity, *features)
+    both = computed.select(*identity, *features).join(newest, on=identity, how="full", suffix="_old", coalesce=True, nulls_equal=True)
+    known = newest.select(*identity, pl.lit(True).alias("_known"))
+    both = both.join(known, on=identity, how="left", nulls_equal=True).with_columns(pl.col("_known").fill_null(False))
+    differs = pl.any_horizontal([~pl.col(f).eq_missing(pl.col(f"{f}_old")) for f in features])
+    return _stamp(both.filter(~pl.col("_known") | differs), pl.col("_known"), join_keys, features, now, live_since)
+
+
+def _stamp(
+    rows: pl.DataFrame, correction: pl.Expr, join_keys: Sequence[str], features: Sequence[str], now: datetime, live_since: datetime | None
+) -> pl.DataFrame:
+    moment = pl.lit(now).cast(_TIMESTAMP)
+    live = pl.lit(False) if live_since is None else pl.col(TIME) >= pl.lit(live_since).cast(_TIMESTAMP)
+    created = pl.when(correction | live).then(moment).otherwise(pl.col(TIME))
+    return rows.with_columns(created.alias(CREATED)).select(*join_keys, TIME, CREATED, *features)

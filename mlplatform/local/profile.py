@@ -1,0 +1,133 @@
+"""The local profile: which services run under one home, and the settings that point everything at them.
+
+Belongs here: starting the services in the right order and the `MLPLATFORM_*` variables that follow from where they answer.
+Does not belong here: how one service is started (`services`), or what is done on the platform (`demo`).
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from mlplatform.clock import SimulatedClock
+from mlplatform.local import services
+from mlplatform.local.supervisor import Supervisor, free_port
+from mlplatform.settings import load_settings
+
+# The sample data is of 2013; the demo stands at the first of September.
+START = datetime(2013, 9, 1, tzinfo=UTC)
+
+ENVIRONMENT = "environment.json"
+
+# What a new demo starts without. The cache of the sample data stays: it is the same every time.
+STATE = ("lake", "mlflow", "valkey", "dagster", "feast", "optuna", "serving", "reports", "data_docs", "logs", "clock.json", ENVIRONMENT)
+
+
+def reset(home: Path) -> None:
+    """Removes the platform's state under `home`, the sample data's cache excepted."""
+    for name in STATE:
+        path = home / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def repository_root() -> Path:
+    """The checkout's root: where workspace.yaml and dagster.yaml lie. Raises LookupError for an installation without them."""
+    root = Path(__file__).parents[2]
+    if not (root / "workspace.yaml").exists():
+        raise LookupError(f"no workspace.yaml under {root}: the local profile runs from a checkout, not from an installed wheel")
+    return root
+
+
+@dataclass
+class LocalPlatform(AbstractContextManager["LocalPlatform"]):
+    """The running local platform. Entering starts Valkey, the source systems and MLflow; leaving ends everything."""
+
+    home: Path
+    start: datetime = START
+    ports: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.home = self.home.absolute()
+        self.clock = SimulatedClock(self.home / "clock.json")
+        self.supervisor = Supervisor(self.home)
+        self.environment: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.supervisor.__enter__()
+        try:
+            self._start_base()
+        except BaseException:
+            self.supervisor.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.supervisor.__exit__(kind, error, trace)
+
+    def _start_base(self) -> None:
+        if not self.clock.path.exists():
+            self.clock.set(self.start)
+        valkey = self.supervisor.start(services.valkey(self.home, self.ports.get("valkey")))
+        base = [
+            services.source_systems(self.home, valkey.url, self.clock.path, self.start, self.ports.get("sources")),
+            services.mlflow(self.home, self.ports.get("mlflow")),
+        ]
+        sources, mlflow = self.supervisor.start_all(base)
+        serving_port = self.ports.get("serving") or free_port()
+        dagster_port = self.ports.get("dagster") or free_port()
+        self.ports = {**self.ports, "serving": serving_port, "dagster": dagster_port}
+        self._use(
+            {
+                "MLPLATFORM_PROFILE": "local",
+                "MLPLATFORM_HOME": str(self.home),
+                "MLPLATFORM_CLOCK": str(self.clock.path),
+                "MLPLATFORM_REDIS_URL": valkey.url,
+                "MLPLATFORM_MLFLOW_URL": mlflow.url,
+                "MLPLATFORM_SOURCE_REFERENCE": f"sqlite:///{self.home / 'sources' / 'reference.db'}",
+                "MLPLATFORM_SOURCE_WEATHER": sources.url,
+                "MLPLATFORM_SERVING_URL": f"http://{services.HOST}:{serving_port}",
+                "MLPLATFORM_DAGSTER_URL": f"http://{services.HOST}:{dagster_port}",
+                "MLPLATFORM_FEAST_REGISTRY": str(self.home / "feast" / "registry.db"),
+                "MLPLATFORM_DAGSTER_HISTORY": str(self.home / "dagster" / "history"),
+                "DAGSTER_HOME": str(self.home / "dagster"),
+                **services.QUIET,
+            }
+        )
+        self.sources_url = sources.url
+
+    def _use(self, variables: Mapping[str, str]) -> None:
+        """Gives the variables to this process and to every child started from now on."""
+        self.environment |= variables
+        os.environ.update(variables)
+        self.supervisor.environment.update(variables)
+        load_settings.cache_clear()
+        dagster_home = self.home / "dagster"
+        (dagster_home / "history").mkdir(parents=True, exist_ok=True)
+        # For the other commands: where everything answers. No secret is in it; the local services have none.
+        settings = {k: v for k, v in self.environment.items() if k.startswith(("MLPLATFORM_", "DAGSTER_HOME"))}
+        (self.home / ENVIRONMENT).write_text(json.dumps(settings, indent=2, sort_keys=True))
+        shutil.copy(repository_root() / "dagster.yaml", dagster_home / "dagster.yaml")
+
+    def start_serving(self) -> None:
+        """Starts the prediction service; it finds the model by its alias as soon as there is one."""
+        self.supervisor.start(services.prediction_service(port=self.ports["serving"]))
+
+    def start_dagster(self) -> None:
+        """Starts the Dagster UI and the daemon, with schedules, sensors and automation running."""
+        workspace = repository_root() / "workspace.yaml"
+        self.supervisor.start_all(
+            [
+                services.dagster_webserver(self.home / "dagster", workspace, self.ports["dagster"]),
+                services.dagster_daemon(self.home / "dagster", workspace),
+            ]
+        )

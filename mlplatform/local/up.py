@@ -1,0 +1,76 @@
+"""`mlplatform up` and `down`: the whole platform on one machine, left running.
+
+Belongs here: what runs and from when. Does not belong here: how services are started (`profile`, `services`).
+"""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from mlplatform.local.profile import START, LocalPlatform
+from mlplatform.local.service_state import read_state, stop_recorded
+
+
+def run_up(home: Path, speed: float = 1.0) -> int:
+    """Starts everything under `home` and returns with it running. A home without a model is built first, as the demo does.
+
+    The simulated clock goes on from where it stood, `speed` times as fast as the wall clock.
+    """
+    console = Console()
+    if running := read_state(home.absolute()).services:
+        console.print(f"Already running under {home} ({', '.join(s.name for s in running)}); `make down` stops it.")
+        return 0
+    if not (home / "lake" / "deployment").exists():
+        console.print("Nothing is built yet: building January to August first, as `make demo` does.")
+        return _build_and_keep(home, speed)
+    with LocalPlatform(home=home) as platform, console.status("starting the services"):
+        platform.start_serving()
+        platform.start_dagster()
+        _go(platform, speed)
+        platform.supervisor.detach()
+    _say_where(console, platform, speed)
+    return 0
+
+
+def _build_and_keep(home: Path, speed: float) -> int:
+    from mlplatform.local.demo import Demo
+    from mlplatform.local.report import Report
+
+    report = Report(home)
+    with report.live(), LocalPlatform(home=home) as platform:
+        Demo.open(platform, report, None).build()
+        platform.start_dagster()
+        _go(platform, speed)
+        platform.supervisor.detach()
+    _say_where(report.console, platform, speed)
+    return 0
+
+
+def _go(platform: LocalPlatform, speed: float) -> None:
+    """Lets the clock run, through the source systems so that they publish what becomes due."""
+    import httpx
+
+    now = max(platform.clock.now(), START)
+    httpx.post(f"{platform.sources_url}/clock", json={"to": now.isoformat(), "speed": speed}, timeout=60).raise_for_status()
+
+
+def _say_where(console: Console, platform: LocalPlatform, speed: float) -> None:
+    for service in platform.supervisor.services:
+        if service.url:
+            console.print(f"  [bold]{service.name:<18}[/bold] {service.url}{'/docs' if service.name == 'serving' else ''}", highlight=False)
+    console.print(
+        f"The simulated clock stands at {platform.clock.now():%Y-%m-%d %H:%M} UTC and runs at {speed:g} times wall time. `make down` stops everything."
+    )
+
+
+def run_down(home: Path) -> int:
+    """Stops what `up` or `demo --keep` left running under `home`."""
+    console = Console()
+    services = read_state(home.absolute()).services
+    stop_recorded(home.absolute())
+    if services:
+        console.print(f"Stopped {', '.join(s.name for s in services)} at {datetime.now(UTC):%H:%M:%S} UTC.")
+    else:
+        console.print(f"Nothing was running under {home}.")
+    return 0

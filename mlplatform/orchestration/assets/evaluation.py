@@ -1,0 +1,167 @@
+"""`evaluation/<model>`: the newest version on the test rows, beside baselines and champion, with its gates as checks.
+
+Belongs here: which version is judged on which rows, and what is recorded. Does not belong here: metrics and gates.
+"""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import dagster as dg
+
+from mlplatform.contracts import EVALUATION_TAG, GATES_TAG, PRODUCTION
+from mlplatform.deployment.decide import decide, ledger_entries
+from mlplatform.evaluation import plots
+from mlplatform.evaluation.baselines import baseline_predictions
+from mlplatform.evaluation.evaluate import Champion, evaluate
+from mlplatform.orchestration import policy
+from mlplatform.orchestration.assets.training import open_training_set
+from mlplatform.orchestration.automation import conditions
+from mlplatform.orchestration.metadata import md_table, numbers, picture
+from mlplatform.orchestration.resources import Clients, PlatformResource
+from mlplatform.orchestration.serving_state import serving_state
+from mlplatform.records import Evaluation, ModelVersion
+from mlplatform.specs import ModelSpec
+from mlplatform.training.scoring import load
+from mlplatform.training.trainers.base import Floats
+
+
+def evaluation_assets(spec: ModelSpec) -> Sequence[dg.AssetsDefinition]:
+    asset_key = policy.key("evaluation", spec.name)
+    gate_names = [_check_name(g.metric, g.minimum is not None) for g in spec.gates]
+
+    @dg.multi_asset(
+        specs=[
+            policy.spec(
+                "evaluation",
+                spec.name,
+                description=f"Metrics, slices, calibration and cost of the newest version of `{spec.name}` on test rows it never saw.",
+                owner=spec.owner,
+                deps=[dg.AssetDep(policy.key("model", spec.name)), dg.AssetDep(policy.key("training_set", spec.name))],
+                condition=conditions.after_gates(),
+            )
+        ],
+        name=f"evaluation_{spec.name}",
+        check_specs=[
+            dg.AssetCheckSpec(
+                "gates", asset=asset_key, blocking=True, description="Every blocking gate of the model: " + ", ".join(gate_names)
+            ),
+        ],
+    )
+    def evaluation(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
+        clients = platform.clients
+        version = newest_version(clients, spec)
+        result, pictures = evaluate_version(clients, spec, version)
+        record(clients, version, result, pictures, context.run.run_id)
+        return dg.MaterializeResult(
+            metadata={
+                "version": result.version,
+                "champion": result.champion_version or "none",
+                "rows": result.rows,
+                "mlflow": dg.MetadataValue.url(clients.registry.run_ui_url(version) or clients.settings.mlflow_uri),
+                **numbers(result.metrics),
+                "gates": dg.MetadataValue.md(_gate_table(result)),
+                "slices": dg.MetadataValue.md(_slice_table(result)),
+                **{name: picture(png, name.replace("_", " ")) for name, png in pictures.items()},
+            },
+            check_results=[
+                dg.AssetCheckResult(
+                    check_name="gates",
+                    passed=result.passed,
+                    description="; ".join(g.reason for g in result.gates if g.blocking and not g.passed) or "every blocking gate passed",
+                    metadata={"gates": dg.MetadataValue.md(_gate_table(result))},
+                )
+            ],
+        )
+
+    return [evaluation]
+
+
+def newest_version(clients: Clients, spec: ModelSpec) -> ModelVersion:
+    """The version registered last."""
+    versions = clients.registry.versions(spec.name)
+    if not versions:
+        raise dg.Failure(f"No version of {spec.name} is registered: materialize model/{spec.name} first.")
+    return versions[0]
+
+
+def evaluate_version(clients: Clients, spec: ModelSpec, version: ModelVersion) -> tuple[Evaluation, dict[str, bytes]]:
+    """The evaluation on the test part of the training set, and its pictures."""
+    data, manifest, used = open_training_set(clients, spec)
+    made_from = clients.registry.contract_of(version).training_set_hash
+    if made_from != manifest.content_hash:
+        raise dg.Failure(
+            f"Version {version.version} of {spec.name} was trained on another training set: materialize model/{spec.name} again."
+        )
+    test, train = data.part("test"), data.part("train")
+    labels = test["label"].to_numpy()
+    predictions = score_version(clients, version, data.part("test"))
+    champion = clients.registry.by_alias(spec.name, PRODUCTION)
+    rival = Champion(champion.version, score_version(clients, champion, test)) if champion else None
+    result = evaluate(
+        used,
+        version.version,
+        labels,
+        predictions,
+        test,
+        champion=rival,
+        baselines=baseline_predictions(train, test, data.numeric, data.categorical, used.seed),
+    )
+    pictures = {
+        "comparison": plots.comparison(result),
+        "reliability": plots.reliability_diagram(labels, predictions, rival.predictions if rival else None),
+        "scores": plots.score_histogram(labels, predictions),
+        **{f"slices_by_{column}": plots.slice_bars(result.slices, column, result.metrics["auc"]) for column in spec.slices},
+    }
+    if spec.cost:
+        pictures["cost"] = plots.cost_plot(labels, predictions, spec.cost)
+    return result, pictures
+
+
+def score_version(clients: Clients, version: ModelVersion, frame: object) -> Floats:
+    """A registered version's predictions for training-set rows, its files verified on the way."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = clients.registry.download(version, Path(folder))
+        return load(files, clients.registry.contract_of(version)).predict(frame)  # type: ignore[arg-type]  # polars is untyped here
+
+
+def record(clients: Clients, version: ModelVersion, result: Evaluation, pictures: dict[str, bytes], run_id: str) -> None:
+    """Writes the verdict where others look for it: the version's tags and run; a refusal also into the ledger."""
+    clients.registry.log_metrics(version, {f"test_{k}": v for k, v in result.metrics.items()}, pictures)
+    clients.registry.set_tags(
+        version,
+        {
+            GATES_TAG: "passed" if result.passed else "refused",
+            EVALUATION_TAG: json.dumps({k: round(float(v), 6) for k, v in result.metrics.items()}),
+        },
+    )
+    decision = decide(result, serving_state(clients, version.model))
+    if decision.action == "refuse":
+        for entry in ledger_entries(decision, clients.clock.now(), "gates", run_id, result.metrics):
+            clients.ledger.append(entry, entry_id=f"refuse-{version.version}-{run_id}-{entry.action}-{entry.version}")
+
+
+def _check_name(metric: str, floor: bool) -> str:
+    return f"{metric} {'floor' if floor else 'ceiling'}"
+
+
+def _gate_table(result: Evaluation) -> str:
+    rows = (
+        (
+            "passed" if g.passed else "FAILED",
+            g.name,
+            "not measured" if g.value is None else g.value,
+            g.bound,
+            g.reason,
+            "" if g.blocking else "advisory",
+        )
+        for g in result.gates
+    )
+    return md_table(("", "gate", "value", "bound", "reason", ""), rows)
+
+
+def _slice_table(result: Evaluation) -> str:
+    shown = ("column", "value", "rows", "base_rate", "mean_prediction", "auc", "log_loss", "ece")
+    rows = ([("" if s.get(c) is None else s[c]) for c in shown] for s in result.slices)
+    return md_table(shown, rows)

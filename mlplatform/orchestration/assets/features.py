@@ -1,0 +1,180 @@
+"""Feature assets: the Feast registry, `offline/<view>` in Delta, `online/<view>` in Redis.
+
+Belongs here: which tables a view reads and writes, and what an analyst sees of it. Does not belong here: computing values
+(room `features`) or storing them (`feature_store`).
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime, timedelta
+
+import dagster as dg
+import polars as pl
+
+from mlplatform.clients.features import declared_objects
+from mlplatform.clients.lake import DAY, MissingTableError, with_day
+from mlplatform.contracts import ONLINE_PROJECT
+from mlplatform.feature_store.writer import WriteCounts, write_frame
+from mlplatform.features.engine import compute
+from mlplatform.features.plan import ViewPlan, required_days, tick_range
+from mlplatform.features.restate import rows_to_append
+from mlplatform.orchestration import partitions, policy
+from mlplatform.orchestration.automation import conditions
+from mlplatform.orchestration.metadata import null_shares, table_schema
+from mlplatform.orchestration.resources import Clients, PlatformResource
+from mlplatform.records import DayRange
+from mlplatform.specs import Catalog
+
+LIVE_SINCE = "mlplatform.live_since"  # commit metadata: the first tick computed on its own day
+
+
+def feature_assets(catalog: Catalog, plans: Mapping[str, ViewPlan]) -> Sequence[dg.AssetsDefinition]:
+    """The registry of the catalog's feature package, and two assets for each of its views."""
+    views = [asset for plan in plans.values() for asset in (_offline(catalog, plan), _online(plan))]
+    return [_registry(catalog), *views]
+
+
+def _registry(catalog: Catalog) -> dg.AssetsDefinition:
+    package = catalog.feature_package
+
+    @dg.multi_asset(
+        specs=[
+            policy.spec(
+                "feature_registry",
+                catalog.name,
+                description=f"Feast's registry: every entity, view and service of `{package}`, as `feast apply` leaves it.",
+                owner="team:data",
+            )
+        ],
+        name=f"feature_registry_{catalog.name}",
+    )
+    def registry(platform: PlatformResource) -> dg.MaterializeResult:
+        store = platform.clients.feature_store
+        store.apply(declared_objects(package))
+        return dg.MaterializeResult(
+            metadata={
+                "views": dg.MetadataValue.json(sorted(v.name for v in store.list_all_feature_views())),
+                "services": dg.MetadataValue.json(sorted(s.name for s in store.list_feature_services())),
+                "project": store.project,
+            }
+        )
+
+    return registry
+
+
+def _offline(catalog: Catalog, plan: ViewPlan) -> dg.AssetsDefinition:
+    deps = [
+        dg.AssetDep(policy.key("validated", source), partition_mapping=partitions.lookback(lookback))
+        for source, lookback in plan.recipe.inputs.items()
+    ]
+
+    @dg.multi_asset(
+        specs=[
+            policy.spec(
+                "offline",
+                plan.name,
+                description=f"{plan.description}\n\nPoint-in-time history, one row per entity and tick ({plan.cadence}).",
+                owner=plan.owner,
+                deps=deps,
+                partitions=partitions.daily(catalog),
+                condition=conditions.after_gates_any_day(),
+                code_version=plan.fingerprint[:12],
+                freshness=dg.FreshnessPolicy.time_window(fail_window=max(plan.ttl, timedelta(hours=1))),
+                metadata={"cadence": str(plan.cadence), "ttl": str(plan.ttl), "entity": ", ".join(plan.join_keys), **table_schema(plan)},
+            )
+        ],
+        name=f"offline_{plan.name}",
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        pool=f"offline_{plan.name}",
+    )
+    def offline(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
+        days = partitions.days_of(context)
+        written = write_offline(platform.clients, plan, days, context.run.run_id)
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": platform.clients.lake.row_count(("offline", plan.name)) if written.height else 0,
+                "rows_written": written.height,
+                "entities": written.n_unique(list(plan.join_keys)) if written.height else 0,
+                "null_shares": dg.MetadataValue.md(null_shares(written, plan.features)),
+                "path": dg.MetadataValue.path(platform.clients.lake.uri(("offline", plan.name))),
+            }
+        )
+
+    return offline
+
+
+def write_offline(clients: Clients, plan: ViewPlan, days: DayRange, run_id: str) -> pl.DataFrame:
+    """Computes the view's ticks on `days` that have come, and appends the rows that are new or changed. Returns those."""
+    now = clients.clock.now()
+    ticks = tick_range(plan, days, now)
+    if ticks is None:
+        return pl.DataFrame()
+    lake, key = clients.lake, ("offline", plan.name)
+    tables = {source: lake.read(("validated", source), read) for source, read in required_days(plan, days).items()}
+    computed = compute(plan, tables, *ticks)
+    existing = lake.read(key, days) if lake.exists(key) else pl.DataFrame()
+    live_since = _live_since(clients, key, ticks[0] if days.last >= now.date() else None)
+    rows = rows_to_append(computed, existing, plan.join_keys, plan.features, now=now, live_since=live_since)
+    if rows.height or not lake.exists(key):
+        metadata = {"run_id": run_id} | ({LIVE_SINCE: live_since.isoformat()} if live_since else {})
+        lake.append(key, with_day(rows, "event_timestamp"), metadata=metadata)
+    return rows
+
+
+def _live_since(clients: Clients, key: tuple[str, str], first_tick_today: datetime | None) -> datetime | None:
+    recorded = clients.lake.last_metadata(key, LIVE_SINCE)
+    return datetime.fromisoformat(recorded) if recorded else first_tick_today
+
+
+def _online(plan: ViewPlan) -> dg.AssetsDefinition:
+    @dg.multi_asset(
+        specs=[
+            policy.spec(
+                "online",
+                plan.name,
+                description=f"{plan.description}\n\nThe newest value of each entity in Redis, where the prediction service reads it.",
+                owner=plan.owner,
+                deps=[dg.AssetDep(policy.key("offline", plan.name), partition_mapping=dg.AllPartitionMapping())],
+                condition=conditions.newest_values(),
+                metadata={"ttl": str(plan.ttl), "entity": ", ".join(plan.join_keys), "on_stale": plan.recipe.on_stale},
+            )
+        ],
+        name=f"online_{plan.name}",
+    )
+    def online(platform: PlatformResource) -> dg.MaterializeResult:
+        counts, newest = write_online(platform.clients, plan)
+        return dg.MaterializeResult(
+            metadata={
+                "entities_written": counts.written,
+                "entities_already_newest": counts.skipped,
+                "newest_value": dg.MetadataValue.text(newest.isoformat() if newest else "none"),
+            }
+        )
+
+    return online
+
+
+def write_online(clients: Clients, plan: ViewPlan) -> tuple[WriteCounts, datetime | None]:
+    """Writes each entity's newest value that is within the view's ttl; older values would be read as missing anyway."""
+    now = clients.clock.now()
+    days = DayRange((now - plan.ttl).date(), now.date())
+    try:
+        rows = clients.lake.scan(("offline", plan.name), days)
+    except MissingTableError as missing:
+        raise dg.Failure(f"{missing}. Materialize offline/{plan.name} before online/{plan.name}.") from missing
+    newest = (
+        rows.filter(
+            pl.col("event_timestamp") >= pl.lit(now - plan.ttl), pl.col("event_timestamp") <= pl.lit(now), pl.col("created") <= pl.lit(now)
+        )
+        .drop(DAY)
+        .sort("event_timestamp", "created")
+        .unique(list(plan.join_keys), keep="last")
+        .collect()
+    )
+    counts = write_frame(clients.redis, ONLINE_PROJECT, plan.name, plan.join_keys, plan.features, newest)
+    last = newest["event_timestamp"].max() if newest.height else None
+    return counts, last if isinstance(last, datetime) else None
+
+
+def days_until(catalog: Catalog, today: date) -> DayRange:
+    """All days from the catalog's start to the day before `today`."""
+    return DayRange(catalog.start, today - timedelta(days=1))

@@ -1,0 +1,259 @@
+"""Monitoring assets of one model: `predictions`, `outcomes`, `performance`, `data_drift`, `prediction_drift`.
+
+Belongs here: which tables each reads and writes, and what an analyst sees. Does not belong here: joins, metrics, drift.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from mlplatform.clients.lake import DAY
+from mlplatform.contracts import PRODUCTION, prediction_stream
+from mlplatform.evaluation.metrics import score
+from mlplatform.monitoring import drain as log
+from mlplatform.monitoring import drift, outcomes, performance
+from mlplatform.orchestration import policy
+from mlplatform.orchestration.automation import conditions
+from mlplatform.orchestration.drift_inputs import Reference, served_features, training_reference
+from mlplatform.orchestration.joins import model_rows
+from mlplatform.orchestration.metadata import md_table, numbers, picture
+from mlplatform.orchestration.resources import Clients, PlatformResource
+from mlplatform.records import DayRange, DriftSummary, PerformanceSummary
+from mlplatform.specs import ModelSpec
+
+SUMMARY = "mlplatform.summary"  # commit metadata: the newest summary as JSON, for the sensors
+DRAIN_BATCH = 100_000
+REPORTED_DAYS = timedelta(days=28)
+DRIFT_WINDOW = timedelta(days=7)
+_APPLICATION = "prediction_log"
+_RETRIES_WITHIN = timedelta(days=2)
+
+
+def monitoring_assets(spec: ModelSpec) -> Sequence[dg.AssetsDefinition]:
+    return [
+        _asset(
+            spec,
+            "predictions",
+            f"Every prediction `{spec.name}` gave, drained from the service's log exactly once.",
+            [policy.key("deployment", spec.name)],
+            drain_log,
+        ),
+        _asset(
+            spec,
+            "outcomes",
+            "Each prediction with its label once that is known; late labels restate the past.",
+            [policy.key("predictions", spec.name), *(policy.key("validated", s) for s in spec.inputs)],
+            join_labels,
+        ),
+        _asset(
+            spec,
+            "performance",
+            "How good the answers were, by day, from the outcomes known so far.",
+            [policy.key("outcomes", spec.name)],
+            report_performance,
+        ),
+        _asset(
+            spec,
+            "data_drift",
+            "Inputs served lately against those trained on (Evidently). A description, not a calibrated alarm.",
+            [policy.key("predictions", spec.name)],
+            report_data_drift,
+        ),
+        _asset(
+            spec,
+            "prediction_drift",
+            "Answers given lately against answers for the test rows (Evidently). A description, not a calibrated alarm.",
+            [policy.key("predictions", spec.name)],
+            report_prediction_drift,
+        ),
+    ]
+
+
+Step = Callable[[Clients, ModelSpec, str], dict[str, Any]]
+
+
+def _asset(spec: ModelSpec, stage: str, description: str, upstream: Sequence[dg.AssetKey], step: Step) -> dg.AssetsDefinition:
+    deps = [dg.AssetDep(k, partition_mapping=dg.AllPartitionMapping()) for k in upstream]
+    # A new deployment does not call for a drain, and new outcomes come through their own sensor.
+    condition = None if stage in ("predictions", "outcomes") else conditions.after_gates()
+
+    @dg.multi_asset(
+        specs=[policy.spec(stage, spec.name, description=description, owner=spec.owner, deps=deps, condition=condition)],
+        name=f"{stage}_{spec.name}",
+        pool=f"{stage}_{spec.name}",
+    )
+    def asset(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
+        return dg.MaterializeResult(metadata=step(platform.clients, spec, context.run.run_id))
+
+    return asset
+
+
+def drain_log(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any]:
+    """Moves the prediction log into Delta, batch by batch. Returns the asset's metadata."""
+    lake, key, aside = clients.lake, ("predictions", spec.name), ("quarantine", f"predictions_{spec.name}")
+    fields = outcomes.outcome_columns(spec.row_key, spec.slices, spec.request_fields)
+    written, set_aside, repeated = 0, 0, 0
+    with clients.platform_streams as stream:
+        while True:
+            after, aside_after = lake.transaction(key, _APPLICATION), lake.transaction(aside, _APPLICATION)
+            start = log.stream_id_at(min(after, aside_after) if lake.exists(aside) else after)
+            entries = stream.read_after(prediction_stream(spec.name), start, DRAIN_BATCH)
+            if not entries:
+                break
+            drained = log.drain(
+                (log.Entry(entry_id, fields_.get("record")) for entry_id, fields_ in entries),
+                model=spec.name,
+                fields=fields,
+                received_at=clients.clock.now(),
+                after=after,
+                set_aside_after=aside_after,
+                known=_recent_requests(clients, spec),
+            )
+            number = log.position(drained.last_stream_id or "0-0")
+            # The set-aside entries first: the next read starts after the predictions' position.
+            for table, rows in ((aside, drained.set_aside), (key, drained.predictions)):
+                lake.append(table, rows, transaction=(_APPLICATION, number), metadata={"run_id": run_id})
+            written, set_aside, repeated = (
+                written + drained.predictions.height,
+                set_aside + drained.set_aside.height,
+                repeated + drained.repeated,
+            )
+    return {
+        "dagster/row_count": lake.row_count(key) if lake.exists(key) else 0,
+        "drained": written,
+        "set_aside_unreadable": set_aside,
+        "repeated_by_the_service": repeated,
+    }
+
+
+def _recent_requests(clients: Clients, spec: ModelSpec) -> set[tuple[str, int]]:
+    key = ("predictions", spec.name)
+    if not clients.lake.exists(key):
+        return set()
+    now = clients.clock.now()
+    rows = clients.lake.scan(key, DayRange((now - _RETRIES_WITHIN).date(), now.date())).select("request_id", "input_index").collect()
+    return set(rows.iter_rows())
+
+
+def join_labels(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any]:
+    """Joins labels to the predictions that may still change, and rewrites the days that did."""
+    lake, key, now = clients.lake, ("outcomes", spec.name), clients.clock.now()
+    if not lake.exists(("predictions", spec.name)):
+        raise dg.Failure(f"There are no predictions of {spec.name} yet: materialize predictions/{spec.name} first.")
+    days = DayRange((now - REPORTED_DAYS).date(), now.date())
+    asked = lake.read(("predictions", spec.name), days)
+    # A flight may be asked for before the day of its T, or after it; a label is found by its key whenever it was asked.
+    around = DayRange(days.first - timedelta(days=2), days.last + timedelta(days=2))
+    fresh = outcomes.join_outcomes(asked, model_rows(clients, spec, around), spec.row_key, now, spec.max_label_delay)
+    stored = lake.read(key, days) if lake.exists(key) else None
+    changed = outcomes.days_to_rewrite(fresh, stored)
+    if changed:
+        span = DayRange(changed[0], changed[-1])
+        lake.replace(key, fresh.filter(pl.col(DAY).is_between(span.first, span.last)), span, {"run_id": run_id})
+    states = dict(fresh["state"].value_counts().iter_rows()) if fresh.height else {}
+    return {
+        "dagster/row_count": lake.row_count(key) if lake.exists(key) else 0,
+        "days_rewritten": len(changed),
+        **{f"outcomes_{state}": int(states.get(state, 0)) for state in ("known", "pending", "missing")},
+    }
+
+
+def report_performance(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any]:
+    """Metrics of what was served, by day and overall."""
+    now = clients.clock.now()
+    rows = clients.lake.read(("outcomes", spec.name), DayRange((now - REPORTED_DAYS).date(), now.date())).filter(
+        pl.col("variant") == "champion"
+    )
+    if rows.is_empty():
+        return {"note": "no prediction was served in the last 28 days"}
+    summary = performance.summarise(rows, spec.name, partial(score, cost=spec.cost))
+    _store(clients, "performance", spec, summary, run_id)
+    shown = ("day", "predictions", "outcomes", "missing", "auc", "log_loss", "base_rate", "mean_prediction")
+    return {
+        "predictions": summary.predictions,
+        "outcomes": summary.outcomes,
+        "missing_outcomes": summary.missing_outcomes,
+        **numbers(summary.metrics),
+        "by_day": dg.MetadataValue.md(md_table(shown, ([_blank(day.get(c)) for c in shown] for day in summary.by_day))),
+        "plot": picture(performance.performance_plot(summary), "performance by day"),
+    }
+
+
+def report_data_drift(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any]:
+    """Drift of the served inputs against the training set."""
+    found = _both_sides(clients, spec)
+    if found is None:
+        return {"note": "no version serves, or no prediction was drained yet: nothing measured"}
+    reference, current = found
+    html = _report_file(clients, spec, "data_drift", run_id)
+    summary = drift.data_drift(
+        reference.features,
+        current,
+        reference.features.columns,
+        model=spec.name,
+        html=html,
+        categorical=reference.categorical,
+        seed=spec.seed,
+    )
+    return _drift_metadata(clients, spec, summary, html, run_id)
+
+
+def report_prediction_drift(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any]:
+    """Drift of the answers against those for the test rows."""
+    found = _both_sides(clients, spec)
+    if found is None:
+        return {"note": "no version serves, or no prediction was drained yet: nothing measured"}
+    reference, current = found
+    html = _report_file(clients, spec, "prediction_drift", run_id)
+    summary = drift.prediction_drift(reference.predictions, current["prediction"].to_numpy(), model=spec.name, html=html, seed=spec.seed)
+    return _drift_metadata(clients, spec, summary, html, run_id)
+
+
+def _both_sides(clients: Clients, spec: ModelSpec) -> tuple[Reference, pl.DataFrame] | None:
+    champion = clients.registry.by_alias(spec.name, PRODUCTION)
+    if champion is None or not clients.lake.exists(("predictions", spec.name)):
+        return None
+    now = clients.clock.now()
+    current = served_features(clients, spec, DayRange((now - DRIFT_WINDOW).date(), now.date()))
+    return training_reference(clients, spec, champion), current
+
+
+def _drift_metadata(clients: Clients, spec: ModelSpec, summary: DriftSummary | None, html: Path, run_id: str) -> dict[str, Any]:
+    if summary is None:
+        return {"note": "too few predictions to measure drift (which is not the same as no drift)"}
+    _store(clients, summary.kind, spec, summary, run_id)
+    return {
+        "drifted_share": summary.drifted_share,
+        "drifted": summary.drifted,
+        "columns": summary.columns,
+        "method": summary.method,
+        "threshold": summary.threshold,
+        "reference_rows": summary.reference_rows,
+        "current_rows": summary.current_rows,
+        "report": dg.MetadataValue.url(html.absolute().as_uri()),
+        "plot": picture(drift.drift_plot(summary), "drift by column"),
+    }
+
+
+def _store(clients: Clients, stage: str, spec: ModelSpec, summary: PerformanceSummary | DriftSummary, run_id: str) -> None:
+    """Appends the summary to the stage's table; the newest is in the commit too, where sensors and the CLI read it."""
+    text = json.dumps(asdict(summary), default=str)
+    row = pl.DataFrame({"at": [clients.clock.now()], "summary": [text]}, schema={"at": pl.Datetime("us", "UTC"), "summary": pl.String})
+    clients.lake.append((stage, spec.name), row, partitioned=False, metadata={"run_id": run_id, SUMMARY: text})
+
+
+def _report_file(clients: Clients, spec: ModelSpec, stage: str, run_id: str) -> Path:
+    path = clients.settings.home.absolute() / "reports" / stage / spec.name / f"{run_id}.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _blank(value: object) -> object:
+    return "" if value is None else value

@@ -1,0 +1,41 @@
+"""Every automation condition by name, each with the incident it prevents.
+
+Belongs here: when an asset is materialized by itself. Does not belong here: schedules and sensors (own files).
+"""
+
+import dagster as dg
+
+
+def after_gates() -> dg.AutomationCondition:
+    """Follow upstream, but only past its blocking checks.
+
+    Prevents: a partition whose validation failed flowing on at the next tick. Plain `eager()` does not look at checks,
+    and a failed blocking check stops only the run it failed in.
+    """
+    return dg.AutomationCondition.eager() & dg.AutomationCondition.all_deps_blocking_checks_passed()
+
+
+def after_gates_any_day() -> dg.AutomationCondition:
+    """As `after_gates`, for daily partitions of any day.
+
+    Prevents: late data of yesterday being ignored. `eager()` looks at the latest time window only; with late events (and
+    with a simulated clock, whose "today" is not the scheduler's) the day that changed is another one.
+    """
+    return (
+        dg.AutomationCondition.eager().without(dg.AutomationCondition.in_latest_time_window())
+        & dg.AutomationCondition.all_deps_blocking_checks_passed()
+    ).with_label("after_gates_any_day")
+
+
+def newest_values() -> dg.AutomationCondition:
+    """For an unpartitioned asset below a partitioned one: whenever any day was updated and passed its gates.
+
+    Prevents: online values never refreshed. `eager()` asks for all upstream partitions to be there, the days of the
+    future and of long ago included.
+    """
+    return (
+        dg.AutomationCondition.any_deps_updated().since_last_handled()
+        & dg.AutomationCondition.all_deps_blocking_checks_passed()
+        & ~dg.AutomationCondition.any_deps_in_progress()
+        & ~dg.AutomationCondition.in_progress()
+    ).with_label("newest_values")

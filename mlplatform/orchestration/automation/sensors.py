@@ -1,0 +1,134 @@
+"""Every sensor: a thin skin over a pure decision.
+
+Belongs here: reading what the decision needs, and turning it into run requests. Does not belong here: the decision
+(`decisions`, room `monitoring`).
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+
+from mlplatform.contracts import EVALUATION_TAG, PRODUCTION, prediction_stream
+from mlplatform.monitoring.retrain import decide_retrain
+from mlplatform.orchestration.assets.monitoring import SUMMARY
+from mlplatform.orchestration.automation.decisions import new_entries, new_outcomes, summary_of
+from mlplatform.orchestration.automation.jobs import monitoring_job, stream_job, training_job, training_run_config
+from mlplatform.orchestration.automation.schedules import request_for_day
+from mlplatform.orchestration.resources import Clients, PlatformResource
+from mlplatform.records import DriftSummary, PerformanceSummary
+from mlplatform.specs import Catalog, ModelSpec, StreamReader
+
+RUNNING = dg.DefaultSensorStatus.RUNNING
+
+
+def sensors(found: Sequence[Catalog]) -> list[dg.SensorDefinition]:
+    """The sensors of every catalog, and the one that evaluates automation conditions; all running."""
+    made: list[dg.SensorDefinition] = [
+        dg.AutomationConditionSensorDefinition(
+            "automation",
+            target=dg.AssetSelection.all(),
+            default_status=RUNNING,
+            minimum_interval_seconds=30,
+            description="Materializes what its upstream updated, past the blocking checks.",
+        )
+    ]
+    for catalog in found:
+        if any(isinstance(s.reader, StreamReader) for s in catalog.sources):
+            made.append(_new_events(catalog))
+        for spec in catalog.models:
+            made += [_new_outcomes(spec), _retrain(spec)]
+    return made
+
+
+def _new_events(catalog: Catalog) -> dg.SensorDefinition:
+    readers = [s.reader for s in catalog.sources if isinstance(s.reader, StreamReader)]
+
+    @dg.sensor(
+        name=f"{catalog.name}_new_events",
+        job_name=stream_job(catalog).name,
+        minimum_interval_seconds=30,
+        default_status=RUNNING,
+        description="Runs today's partition of the event streams when entries wait that the group has not read.",
+    )
+    def new_events(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SensorResult:
+        clients = platform.clients
+        waiting: dict[str, int | None] = {}
+        for reader in readers:
+            with clients.source_streams(reader.connection) as client:
+                status = client.status(reader.stream, reader.group)
+                waiting[reader.stream] = (
+                    client.length(reader.stream) if status is None else (None if status.lag is None else status.lag + status.pending)
+                )
+        decision = new_entries(waiting, context.cursor)
+        if not decision.run:
+            return dg.SensorResult(skip_reason=decision.reason, cursor=decision.cursor)
+        request = request_for_day(catalog, clients.clock.now().date(), decision.cursor)
+        if isinstance(request, dg.SkipReason):
+            return dg.SensorResult(skip_reason=request, cursor=decision.cursor)
+        return dg.SensorResult(run_requests=[request], cursor=decision.cursor)
+
+    return new_events
+
+
+def _new_outcomes(spec: ModelSpec) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=f"{spec.name}_new_outcomes",
+        job_name=monitoring_job(spec).name,
+        minimum_interval_seconds=60,
+        default_status=RUNNING,
+        description="Runs monitoring when predictions wait in the log or labelled rows have changed.",
+    )
+    def outcomes(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SensorResult:
+        clients = platform.clients
+        with clients.platform_streams as stream:
+            logged = stream.last_id(prediction_stream(spec.name))
+        versions = {s: clients.lake.version(("validated", s)) for s in spec.inputs if clients.lake.exists(("validated", s))}
+        decision = new_outcomes(logged, versions, context.cursor)
+        if not decision.run:
+            return dg.SensorResult(skip_reason=decision.reason, cursor=decision.cursor)
+        return dg.SensorResult(run_requests=[dg.RunRequest(run_key=decision.cursor)], cursor=decision.cursor)
+
+    return outcomes
+
+
+def _retrain(spec: ModelSpec) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=f"{spec.name}_retrain",
+        job_name=training_job(spec).name,
+        minimum_interval_seconds=120,
+        default_status=RUNNING,
+        description="Asks for a retraining on performance loss or drift, at most once per cooldown.",
+    )
+    def retrain(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SensorResult:
+        clients = platform.clients
+        now = clients.clock.now()
+        decision = decide_retrain(
+            spec.name,
+            spec.retrain,
+            summary_of(PerformanceSummary, _summary(clients, "performance", spec)),
+            _evaluated(clients, spec),
+            [d for kind in ("data_drift", "prediction_drift") if (d := summary_of(DriftSummary, _summary(clients, kind, spec)))],
+            context.cursor,
+            now,
+        )
+        if not decision.retrain:
+            return dg.SensorResult(skip_reason=decision.reason, cursor=decision.cursor)
+        request = dg.RunRequest(
+            run_key=decision.cursor, run_config=training_run_config(spec, now), tags={"mlplatform/retrain_reason": decision.reason[:200]}
+        )
+        return dg.SensorResult(run_requests=[request], cursor=decision.cursor)
+
+    return retrain
+
+
+def _summary(clients: Clients, stage: str, spec: ModelSpec) -> str | None:
+    return clients.lake.last_metadata((stage, spec.name), SUMMARY)
+
+
+def _evaluated(clients: Clients, spec: ModelSpec) -> dict[str, Any] | None:
+    """The serving version's metrics in its evaluation; None where nothing serves or it was never evaluated."""
+    version = clients.registry.by_alias(spec.name, PRODUCTION)
+    recorded = version.tags.get(EVALUATION_TAG) if version else None
+    return json.loads(recorded) if recorded else None

@@ -1,0 +1,59 @@
+"""What serves, read from registry and ledger together, and the writes that change it.
+
+Belongs here: carrying a decision out, for the asset and the CLI alike. Does not belong here: deciding (room `deployment`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlplatform.contracts import GATES_TAG, MODELS_CHANNEL, PREVIOUS, PRODUCTION
+from mlplatform.deployment.decide import Decision, Serving, decide_promotion, decide_rollback, ledger_entries
+from mlplatform.orchestration.resources import Clients
+
+
+def serving_state(clients: Clients, model: str) -> Serving:
+    """The aliases and the ledger of a model."""
+    production = clients.registry.by_alias(model, PRODUCTION)
+    previous = clients.registry.by_alias(model, PREVIOUS)
+    return Serving(
+        model=model,
+        production=production.version if production else None,
+        previous=previous.version if previous else None,
+        entries=clients.ledger.entries(model),
+    )
+
+
+def carry_out(clients: Clients, decision: Decision, actor: str, run_id: str = "", evidence: Mapping[str, Any] | None = None) -> None:
+    """Aliases first, then the ledger, then the notice to the services (they poll too, so a lost notice only costs time)."""
+    for write in decision.writes:
+        if write.version is None:
+            clients.registry.delete_alias(decision.model, write.alias)
+        else:
+            clients.registry.set_alias(decision.model, write.alias, write.version)
+    for number, entry in enumerate(ledger_entries(decision, clients.clock.now(), actor, run_id, evidence)):
+        # In a run, a step that is tried again must not write its entry twice.
+        clients.ledger.append(entry, entry_id=f"{run_id}:{entry.action}:{entry.version}:{number}" if run_id else None)
+    if decision.writes:
+        clients.redis.publish(MODELS_CHANNEL, decision.model)
+
+
+def promote(clients: Clients, model: str, version: int, actor: str, run_id: str = "", *, by_hand: bool = False) -> Decision:
+    """Promotes a version whose recorded evaluation passed its gates; refuses any other, and records either.
+
+    `by_hand`: a person asks, which may bring back a version that was rolled back; a failed gate stops a person too.
+    """
+    registered = clients.registry.version(model, version)
+    verdict = registered.tags.get(GATES_TAG)
+    failed = (
+        () if verdict == "passed" else (f"gates: version {version} has not passed its gates (recorded: {verdict or 'never evaluated'})",)
+    )
+    decision = decide_promotion(version, failed, serving_state(clients, model), by_hand)
+    carry_out(clients, decision, actor, run_id)
+    return decision
+
+
+def roll_back(clients: Clients, model: str, reason: str, actor: str, run_id: str = "") -> Decision:
+    """Back to the version that served before. Raises NothingToRollBackToError."""
+    decision = decide_rollback(serving_state(clients, model), reason)
+    carry_out(clients, decision, actor, run_id)
+    return decision

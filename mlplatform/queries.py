@@ -1,0 +1,282 @@
+"""What the command line's questions gather: services, models, deployment history, feature views, as plain JSON-able values.
+
+Belongs here: asking the platform's parts and putting the answers together. Does not belong here: printing (`cli`), changing
+anything. Heavy libraries are imported by the question that needs them.
+"""
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from mlplatform.clients.registry import Registry
+    from mlplatform.features.plan import ViewPlan
+    from mlplatform.records import LedgerEntry, ModelVersion
+    from mlplatform.settings import Settings
+
+STAGES = (
+    *("raw", "validated", "quarantine", "offline", "training_set", "evaluation", "deployment"),
+    *("predictions", "outcomes", "performance", "data_drift", "prediction_drift"),
+)
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_TIMEOUT_S = 2.0
+
+
+class QuestionError(LookupError):
+    """The question has no answer; the message says why, and what to do."""
+
+
+def use_home(home: Path) -> "Settings":
+    """The settings of the platform under `home`: what its services were started with, below what the environment says already.
+
+    Where nothing runs any more, MLflow is read from its own store: the address of the ended server is of no use.
+    Raises `QuestionError` for an unreadable environment.json, `ValidationError` for settings that are refused.
+    """
+    from mlplatform.local.service_state import recorded_services
+    from mlplatform.settings import load_settings
+
+    os.environ["MLPLATFORM_HOME"] = str(home.absolute())
+    recorded = _recorded_environment(home)
+    if not recorded_services(home):
+        recorded.pop("MLPLATFORM_MLFLOW_URL", None)
+    for name, value in recorded.items():
+        os.environ.setdefault(name, value)
+    load_settings.cache_clear()
+    return load_settings()
+
+
+def _recorded_environment(home: Path) -> dict[str, str]:
+    path = home / "environment.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as fault:
+        raise QuestionError(f"{path} cannot be read ({fault}): `make down`, then `make up` writes it anew") from fault
+    if not isinstance(content, dict):
+        raise QuestionError(f"{path} holds no object: `make down`, then `make up` writes it anew")
+    return {str(name): str(value) for name, value in content.items()}
+
+
+def fetch(url: str, timeout_s: float = _TIMEOUT_S) -> tuple[int, bytes]:
+    """(status, body) of a GET, whatever the status. Raises OSError where nothing answers. Loopback goes past any proxy."""
+    handlers = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in _LOOPBACK else []
+    try:
+        with urllib.request.build_opener(*handlers).open(url, timeout=timeout_s) as answer:
+            return int(answer.status), answer.read()
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code, refused.read()
+    except urllib.error.URLError as down:
+        # Its own text is `<urlopen error …>`; the reason alone is what a person needs.
+        raise ConnectionError(str(down.reason)) from down
+
+
+# --- status ----------------------------------------------------------------------------------------------------------
+
+
+def status(home: Path, settings: "Settings") -> dict[str, Any]:
+    """Services with addresses, the clock, what serves, and when each stage was last written."""
+    from mlplatform.clock import clock_from
+    from mlplatform.local.service_state import read_state
+
+    services = [{"service": s.name, "up": s.running, "url": s.url, "pid": s.pid} for s in read_state(home).services]
+    simulated = settings.clock != "system"
+    clock = None if simulated and not Path(settings.clock).is_file() else clock_from(settings.clock).now().isoformat()
+    return {
+        "home": str(home.absolute()),
+        "profile": settings.profile.value,
+        "running": any(s["up"] for s in services),
+        "services": services,
+        "clock": {"now": clock, "simulated": simulated},
+        "serving": _serving(settings.serving_url),
+        "stages": last_writes(settings.lake_root),
+    }
+
+
+def _serving(url: str) -> list[dict[str, Any]] | None:
+    """The models the prediction service holds; None where it does not answer."""
+    try:
+        code, body = fetch(f"{url.rstrip('/')}/v1/models")
+        models = json.loads(body)["models"] if code == 200 else None
+    except (OSError, ValueError, KeyError):
+        return None
+    return None if models is None else [{key: m.get(key) for key in ("name", "version", "previous_version", "refused")} for m in models]
+
+
+def last_writes(lake_root: str) -> list[dict[str, Any]] | None:
+    """Per stage its tables and the wall time of the newest commit, from the file system; None for a lake elsewhere."""
+    root = Path(lake_root)
+    if "://" in lake_root:
+        return None
+    found = []
+    for stage in STAGES:
+        # Commits only: checkpoints and their pointer are no news of the table.
+        newest = [
+            max(log.glob("*.json"), key=lambda file: file.stat().st_mtime, default=None) for log in root.glob(f"{stage}/*/_delta_log")
+        ]
+        times = [file.stat().st_mtime for file in newest if file is not None]
+        if times:
+            found.append({"stage": stage, "tables": len(times), "last_written": datetime.fromtimestamp(max(times), UTC).isoformat()})
+    return found
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def registry_of(settings: "Settings") -> "Registry":
+    from mlplatform.clients.registry import Registry
+
+    return Registry(settings.mlflow_uri)
+
+
+def models(settings: "Settings") -> list[dict[str, Any]]:
+    """Every registered model: what serves, what served before, how many versions there are."""
+    from mlplatform.contracts import PREVIOUS, PRODUCTION
+
+    registry = registry_of(settings)
+    rows = []
+    for name in registry.models():
+        versions = registry.versions(name)
+        by_alias = {alias: v.version for v in versions for alias in v.aliases}
+        rows.append(
+            {
+                "model": name,
+                "production": by_alias.get(PRODUCTION),
+                "previous": by_alias.get(PREVIOUS),
+                "newest": versions[0].version if versions else None,
+                "versions": len(versions),
+            }
+        )
+    return rows
+
+
+def versions(settings: "Settings", model: str) -> list[dict[str, Any]]:
+    """A model's versions, newest first, with their gates' verdict and evaluation. Raises UnknownModelError."""
+    registry = registry_of(settings)
+    return [_version(registry, version) for version in registry.versions(model)]
+
+
+def _version(registry: "Registry", version: "ModelVersion") -> dict[str, Any]:
+    from mlplatform.contracts import EVALUATION_TAG, GATES_TAG
+
+    recorded = version.tags.get(EVALUATION_TAG)
+    return {
+        "version": version.version,
+        "aliases": list(version.aliases),
+        "gates": version.tags.get(GATES_TAG, "never evaluated"),
+        "created_at": version.created_at.isoformat(),
+        "metrics": json.loads(recorded) if recorded else {},
+        "training_set_hash": version.tags.get("training_set_hash"),
+        "code_commit": version.tags.get("code_commit"),
+        "page": registry.model_ui_url(version),
+    }
+
+
+# --- history ---------------------------------------------------------------------------------------------------------
+
+
+def history(settings: "Settings", model: str) -> tuple["LedgerEntry", ...]:
+    """The deployment ledger, oldest first; needs no service. Raises QuestionError for a model nobody declares."""
+    from mlplatform.clients.lake import Lake
+    from mlplatform.clients.ledger import Ledger
+
+    entries = Ledger(Lake(settings.lake_root, settings.storage_options())).entries(model)
+    if not entries:
+        require_declared(model)
+    return entries
+
+
+def require_declared(model: str) -> None:
+    """Raises QuestionError where no catalog declares the model, naming those it does."""
+    from mlplatform.catalog.discover import catalogs
+
+    declared = sorted(spec.name for catalog in catalogs() for spec in catalog.models)
+    if model not in declared:
+        raise QuestionError(f"no model '{model}' is declared: choose one of {', '.join(declared)}")
+
+
+def served_at(entries: Sequence["LedgerEntry"], at: datetime) -> "LedgerEntry | None":
+    """The move after which `version` served at `at` (a time with a zone); None where nothing served yet."""
+    from mlplatform.clients.ledger import MOVES
+
+    return next((entry for entry in reversed(entries) if entry.action in MOVES and entry.at <= at), None)
+
+
+def moment(text: str, now: datetime) -> datetime:
+    """A time from the command line: ISO 8601, UTC where it names no zone; `14:03` is that time of the day of `now`.
+
+    Raises QuestionError.
+    """
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        try:
+            found = datetime.combine(now.date(), time.fromisoformat(text))
+        except ValueError:
+            raise QuestionError(f"'{text}' is no time: write 2013-09-01T14:03, 2013-09-01 or 14:03 (UTC)") from None
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+
+
+def entry_row(entry: "LedgerEntry") -> dict[str, Any]:
+    return {
+        "at": entry.at.isoformat(),
+        "action": entry.action,
+        "version": entry.version,
+        "previous_version": entry.previous_version,
+        "actor": entry.actor,
+        "reason": entry.reason,
+        "run_id": entry.run_id,
+        "evidence": dict(entry.evidence),
+    }
+
+
+# --- features --------------------------------------------------------------------------------------------------------
+
+
+def feature_views(settings: "Settings") -> dict[str, "ViewPlan"]:
+    """Every declared view of every catalog, by name. Imports Feast (seconds)."""
+    # The declarations read their tables' place from the environment.
+    from feature_definitions.environment import feast_environment
+    from mlplatform.catalog.discover import catalogs
+    from mlplatform.features.declared import plans
+
+    os.environ.update(feast_environment(settings))
+    found: Mapping[str, ViewPlan]
+    views: dict[str, ViewPlan] = {}
+    for catalog in catalogs():
+        found = plans(catalog.feature_package)
+        views |= found
+    return views
+
+
+def view_row(plan: "ViewPlan") -> dict[str, Any]:
+    return {
+        "view": plan.name,
+        "keys": list(plan.join_keys),
+        "features": len(plan.features),
+        "every_s": plan.cadence.total_seconds(),
+        "ttl_s": plan.ttl.total_seconds(),
+        "when_stale": plan.recipe.on_stale,
+        "owner": plan.owner,
+        "description": plan.description,
+    }
+
+
+def feature_rows(plan: "ViewPlan") -> list[dict[str, Any]]:
+    """One row per feature of a view, in schema order."""
+    return [
+        {
+            "feature": name,
+            "unit": plan.feature_units.get(name, ""),
+            "default": plan.recipe.defaults.get(name),
+            "description": plan.feature_descriptions.get(name, ""),
+        }
+        for name in plan.features
+    ]

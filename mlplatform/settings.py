@@ -1,0 +1,120 @@
+"""Every setting of the platform, from environment variables `MLPLATFORM_*`; local defaults, production refuses them.
+
+Belongs here: names, types, defaults and what production refuses. Does not belong here: reading settings at import.
+"""
+
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Profile(StrEnum):
+    LOCAL = "local"
+    PRODUCTION = "production"
+
+
+class Settings(BaseSettings):
+    """Read once per process through `load_settings()`."""
+
+    model_config = SettingsConfigDict(env_prefix="MLPLATFORM_", extra="ignore")
+
+    profile: Profile = Field(Profile.LOCAL, description="local: embedded services; production: everything from the environment")
+    home: Path = Field(Path(".mlplatform"), description="Folder of everything the local profile writes")
+    clock: str = Field("system", description="'system', or the file of a simulated clock (local profile only)")
+
+    lake: str = Field("", description="Root of the Delta tables: a folder or s3://bucket/prefix. Default: HOME/lake")
+    redis_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="Online store, streams and notifications")
+    mlflow_url: str = Field("", description="MLflow tracking server. Default: HOME's own store")
+    optuna_storage: str = Field("", description="Optuna storage: a journal file or an RDB URL. Default: HOME/optuna/journal.log")
+    feast_registry: str = Field("", description="Feast registry: a file or a SQL URL. Default: HOME/feast/registry.db")
+
+    source_reference: SecretStr = Field(SecretStr(""), description="SQL URL of the reference data (planes, airlines, airports)")
+    source_weather: str = Field("", description="Base URL of the weather API")
+    source_events: SecretStr = Field(SecretStr(""), description="Redis URL of the event streams. Default: REDIS_URL")
+    source_archive: str = Field("", description="Folder or s3:// prefix with the archived events. Default: HOME/sources/archive")
+
+    s3_endpoint_url: str = Field("", description="S3 endpoint, where it is not AWS")
+    s3_region: str = Field("us-east-1", description="S3 region")
+    s3_access_key_id: SecretStr = Field(SecretStr(""), description="S3 access key; empty: the environment's own credentials")
+    s3_secret_access_key: SecretStr = Field(SecretStr(""), description="S3 secret key")
+    s3_allow_http: bool = Field(False, description="Allow plain http to the S3 endpoint, for private networks only")
+
+    serving_url: str = Field("http://127.0.0.1:8000", description="Where the prediction service answers")
+    dagster_url: str = Field("http://127.0.0.1:3000", description="Where the Dagster UI answers")
+    code_version: str = Field("", description="Commit the code was built from, where there is no git checkout (an image)")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda[:n]; cuda fails loudly where there is none")
+
+    @property
+    def lake_root(self) -> str:
+        return self.lake or str(self.home.absolute() / "lake")
+
+    @property
+    def mlflow_uri(self) -> str:
+        return self.mlflow_url or f"sqlite:///{self.home.absolute() / 'mlflow' / 'mlflow.db'}"
+
+    @property
+    def optuna_uri(self) -> str:
+        return self.optuna_storage or str(self.home.absolute() / "optuna" / "journal.log")
+
+    @property
+    def feast_registry_path(self) -> str:
+        return self.feast_registry or str(self.home.absolute() / "feast" / "registry.db")
+
+    def storage_options(self, root: str | None = None) -> dict[str, str]:
+        """Options for deltalake and Polars to reach `root` (default: the lake); empty for local folders."""
+        if not (root or self.lake_root).startswith("s3://"):
+            return {}
+        options = {"AWS_REGION": self.s3_region}
+        if self.s3_endpoint_url:
+            options["AWS_ENDPOINT_URL"] = self.s3_endpoint_url
+        if self.s3_access_key_id.get_secret_value():
+            options["AWS_ACCESS_KEY_ID"] = self.s3_access_key_id.get_secret_value()
+            options["AWS_SECRET_ACCESS_KEY"] = self.s3_secret_access_key.get_secret_value()
+        if self.s3_allow_http:
+            options["AWS_ALLOW_HTTP"] = "true"
+        return options
+
+    def connection(self, name: str) -> str:
+        """The address behind a source's `connection` name: setting `source_<name>`, with the local defaults."""
+        value = getattr(self, f"source_{name}", None)
+        if value is None:
+            raise ValueError(f"no setting MLPLATFORM_SOURCE_{name.upper()} exists for connection '{name}'")
+        text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+        if not text and name == "events":
+            text = self.redis_url.get_secret_value()
+        if not text and name == "archive":
+            text = str(self.home.absolute() / "sources" / "archive")
+        if not text:
+            raise ValueError(f"MLPLATFORM_SOURCE_{name.upper()} is not set: say where '{name}' answers")
+        return text
+
+    @model_validator(mode="after")
+    def _production_refuses_defaults(self) -> Self:
+        if self.profile is not Profile.PRODUCTION:
+            return self
+        problems = []
+        if self.clock != "system":
+            problems.append("MLPLATFORM_CLOCK must be 'system'")
+        if not self.lake.startswith("s3://"):
+            problems.append("MLPLATFORM_LAKE must be an s3:// address: replicas share it")
+        if "@" not in self.redis_url.get_secret_value():
+            problems.append("MLPLATFORM_REDIS_URL must carry a password")
+        if not self.mlflow_url.startswith(("http://", "https://")):
+            problems.append("MLPLATFORM_MLFLOW_URL must be an MLflow server")
+        if "://" not in self.optuna_storage:
+            problems.append("MLPLATFORM_OPTUNA_STORAGE must be a database URL")
+        if "://" not in self.feast_registry:
+            problems.append("MLPLATFORM_FEAST_REGISTRY must be a database URL")
+        if problems:
+            raise ValueError("unsafe settings for the production profile: " + "; ".join(problems))
+        return self
+
+
+@lru_cache(maxsize=1)
+def load_settings() -> Settings:
+    """The process's settings. Tests that change the environment call `load_settings.cache_clear()`."""
+    return Settings()

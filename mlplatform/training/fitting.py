@@ -1,0 +1,68 @@
+"""The final fit of a model on its training set, with the chosen parameters.
+
+Belongs here: which rows it takes and what it hands over. Does not belong here: searching, judging or registering.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlplatform.specs import ModelSpec
+from mlplatform.training.dataset import Dataset, to_matrix
+from mlplatform.training.trainers.base import Fitted, Floats, Matrix, Trainer
+from mlplatform.training.tuning import Resources
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A fitted model and how its inputs are encoded. `curves` and `score` are of the fit that was stopped early."""
+
+    fitted: Fitted
+    numeric: tuple[str, ...]
+    categories: Mapping[str, tuple[str, ...]]
+    curves: Mapping[str, tuple[float, ...]]
+    score: float
+
+    def matrix(self, dataset: Dataset, *parts: str) -> Matrix:
+        return to_matrix(dataset.part(*parts), self.numeric, self.categories)
+
+    def predict(self, dataset: Dataset, *parts: str) -> Floats:
+        """Probabilities of the rows of `parts`, in the order of `dataset.part(*parts)`."""
+        return self.fitted.predict(self.matrix(dataset, *parts).values)
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model file: its name within the folder it lies in, and the SHA-256 of its bytes."""
+
+    folder: Path
+    name: str
+    sha256: str
+
+
+def fit(spec: ModelSpec, dataset: Dataset, trainer: Trainer, params: Mapping[str, Any], resources: Resources | None = None) -> TrainedModel:
+    """Fits on train with early stopping on validate, then on both with the rounds so found: the newest rows are the most
+    like the ones to come (on the flights this halved the calibration error). The test part is never seen.
+
+    The same inputs give the same file, byte for byte.
+    """
+    use = resources or Resources()
+    settings: dict[str, Any] = {"seed": spec.seed, "device": use.device, "threads": use.threads}
+    known = dataset.categories()
+    train, validate = (to_matrix(dataset.part(part), dataset.numeric, known) for part in ("train", "validate"))
+    stopped = trainer.fit(params, train, validate, **settings)
+    if stopped.score is None:
+        raise ValueError(f"trainer '{spec.trainer}' gave no score for its validation rows")
+    categories = dataset.categories("train", "validate")
+    both = to_matrix(dataset.part("train", "validate"), dataset.numeric, categories)
+    fitted = trainer.fit(params, both, None, rounds=stopped.rounds, **settings)
+    return TrainedModel(fitted, dataset.numeric, categories, stopped.curves, stopped.score)
+
+
+def save(fitted: Fitted, folder: Path) -> SavedModel:
+    """Writes the model file into `folder` (made where missing)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = fitted.save(folder)
+    return SavedModel(folder, name, hashlib.sha256((folder / name).read_bytes()).hexdigest())

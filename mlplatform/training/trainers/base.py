@@ -1,0 +1,132 @@
+"""What a model family must offer: a search space, a fit with early stopping, and a model file in a native format.
+
+Belongs here: the protocol, the matrix it works on, and finding a trainer by name. Does not belong here: any model library.
+A family is one module in this package that defines `TRAINER`; `get("its_module_name")` finds it.
+"""
+
+import ctypes
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+Floats = npt.NDArray[np.float64]
+# Called after each round with (round, the metric on the validation rows); it may raise to abandon the fit.
+OnRound = Callable[[int, float], None]
+METRICS = {"log_loss": False, "auc": True}  # name: whether higher is better
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Model inputs: `values` (n, d) float64 with NaN = missing, `label` (n,) float64, the d column names.
+
+    Columns in `categorical` hold positions in a list of categories.
+    """
+
+    values: Floats
+    label: Floats
+    columns: tuple[str, ...]
+    categorical: frozenset[str] = frozenset()
+
+    @property
+    def rows(self) -> int:
+        return int(self.values.shape[0])
+
+    def take(self, positions: npt.NDArray[np.intp]) -> "Matrix":
+        return Matrix(self.values[positions], self.label[positions], self.columns, self.categorical)
+
+
+class Fitted(Protocol):
+    """A fitted model. It predicts with exactly what `save` writes."""
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """Every parameter it was fitted with, the defaults included."""
+        ...
+
+    @property
+    def rounds(self) -> int:
+        """Rounds (trees, epochs) kept."""
+        ...
+
+    @property
+    def score(self) -> float | None:
+        """The metric on the validation rows at the round kept; None where there were none."""
+        ...
+
+    @property
+    def curves(self) -> Mapping[str, tuple[float, ...]]:
+        """Per name (`train_log_loss`, …) one value per round, the rounds given up by early stopping included."""
+        ...
+
+    @property
+    def importances(self) -> Mapping[str, float]:
+        """Each column's share of the total gain; columns never used have 0."""
+        ...
+
+    def predict(self, values: Floats) -> Floats:
+        """Probabilities, shape (n,), for inputs (n, d)."""
+        ...
+
+    def save(self, folder: Path) -> str:
+        """Writes the model file into `folder` and returns its name."""
+        ...
+
+
+class Trainer(Protocol):
+    """A model family."""
+
+    framework: str
+    default_params: Mapping[str, Any]  # a sound starting point; the first trial of every study
+
+    def search_space(self) -> "Mapping[str, BaseDistribution]":
+        """What a study searches; its keys are keys of `default_params`."""
+        ...
+
+    def fit(
+        self,
+        params: Mapping[str, Any],
+        train: Matrix,
+        validate: Matrix | None,
+        *,
+        seed: int,
+        metric: str = "log_loss",
+        rounds: int | None = None,
+        device: str = "cpu",
+        threads: int = 2,
+        on_round: OnRound | None = None,
+    ) -> Fitted:
+        """Fits on `train`. With `validate`, stops early on its `metric`; without, `rounds` says when to stop.
+
+        The same inputs, parameters, seed, device and thread count give the same model file, byte for byte.
+        """
+        ...
+
+
+def get(name: str) -> Trainer:
+    """The trainer of a family by its module's name. Raises LookupError naming the module that was looked for."""
+    path = f"{__package__}.{name}"
+    if importlib.util.find_spec(path) is None:
+        raise LookupError(f"no trainer '{name}': there is no module {path}")
+    trainer: Trainer = importlib.import_module(path).TRAINER
+    return trainer
+
+
+def cuda_devices() -> int:
+    """How many CUDA devices the driver sees; 0 without a driver. Needs no CUDA library."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value

@@ -1,0 +1,77 @@
+"""A gate passes only on a number within its bounds."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlplatform.evaluation.gates import gate_names, judge, judge_against_champion
+from mlplatform.specs import ChampionGate, Gate
+
+FLOOR = Gate(metric="auc", minimum=0.7, reason="worth having")
+CEILING = Gate(metric="auc", maximum=0.79, reason="two hours ahead")
+
+
+def test_a_metric_within_bounds_passes_and_says_its_value() -> None:
+    floor, ceiling = judge((FLOOR, CEILING), {"auc": 0.75})
+    assert (floor.passed, ceiling.passed) == (True, True)
+    assert (floor.name, floor.bound, floor.value) == ("auc_minimum", ">= 0.7", 0.75)
+
+
+def test_an_auc_above_its_ceiling_fails_as_a_suspected_leak() -> None:
+    (result,) = judge((CEILING,), {"auc": 0.812})
+    assert not result.passed
+    assert "suspected leak" in result.reason
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("gate", [FLOOR, CEILING, Gate(metric="auc", reason="no bound at all")])
+def test_a_metric_that_could_not_be_measured_fails_every_gate(gate: Gate, value: float) -> None:
+    (result,) = judge((gate,), {"auc": value})
+    assert not result.passed
+    assert result.value is None
+
+
+def test_a_metric_nobody_measured_fails() -> None:
+    (result,) = judge((Gate(metric="f1", minimum=0.1, reason="typo"),), {"auc": 0.9})
+    assert not result.passed
+    assert "no metric named 'f1'" in result.reason
+
+
+def test_gate_names_are_unique_and_stay_when_bounds_change() -> None:
+    gates = (
+        FLOOR,
+        CEILING,
+        Gate(metric="auc", minimum=0.75, reason="target", blocking=False),
+        Gate(metric="ece", minimum=0, maximum=0.1, reason=""),
+    )
+    assert gate_names(gates) == ("auc_minimum", "auc_maximum", "auc_minimum_2", "ece_range")
+    assert [r.blocking for r in judge(gates, {"auc": 0.76, "ece": 0.01})] == [True, True, False, True]
+
+
+def test_without_a_champion_the_gate_passes_with_that_reason() -> None:
+    result = judge_against_champion(ChampionGate(), 1, {"log_loss": 0.5}, None, None)
+    assert result.passed
+    assert "no champion" in result.reason
+
+
+def test_the_champion_itself_is_not_compared_with_itself() -> None:
+    assert judge_against_champion(ChampionGate(), 4, {"log_loss": 0.5}, 4, {"log_loss": 0.5}).passed
+
+
+@given(st.floats(0, 2), st.floats(0, 2), st.booleans(), st.floats(0, 0.1))
+def test_the_challenger_may_be_worse_by_the_tolerance_and_no_more(mine: float, theirs: float, higher: bool, tolerance: float) -> None:
+    gate = ChampionGate(metric="m", higher_is_better=higher, tolerance=tolerance)
+    worse_by = theirs - mine if higher else mine - theirs
+    result = judge_against_champion(gate, 2, {"m": mine}, 1, {"m": theirs})
+    if abs(worse_by - tolerance) > 1e-12:
+        assert result.passed == (worse_by < tolerance)
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [(float("nan"), 0.5), (0.5, float("nan"))])
+def test_a_comparison_with_nan_fails(mine: float, theirs: float) -> None:
+    assert not judge_against_champion(ChampionGate(), 2, {"log_loss": mine}, 1, {"log_loss": theirs}).passed
+
+
+def test_a_champion_without_metrics_is_an_error_not_a_pass() -> None:
+    with pytest.raises(ValueError, match="version 1 has no metrics"):
+        judge_against_champion(ChampionGate(), 2, {"log_loss": 0.5}, 1, None)

@@ -1,0 +1,83 @@
+"""Each service of the local profile starts, answers at its address, keeps its data, and calls nobody."""
+
+import os
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+
+from mlplatform.local.processes import group_members
+from mlplatform.local.services import QUIET, dagster_daemon, dagster_webserver, mlflow, prediction_service, valkey
+from mlplatform.local.supervisor import Supervisor
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_valkey_keeps_its_data_over_a_restart(tmp_path: Path, number: signal.Signals) -> None:
+    with Supervisor(tmp_path) as supervisor:
+        service = supervisor.start(valkey(tmp_path))
+        with redis.Redis.from_url(service.url) as client:
+            client.config_set("appendfsync", "always")
+            client.set("kept", "yes")
+        os.kill(service.pid, number)
+    with Supervisor(tmp_path) as supervisor:
+        again = supervisor.start(valkey(tmp_path))
+        with redis.Redis.from_url(again.url, decode_responses=True) as client:
+            assert client.get("kept") == "yes"
+
+
+def test_valkey_runs_from_a_home_with_a_blank_in_its_name(tmp_path: Path) -> None:
+    home = tmp_path / "my home"
+    with Supervisor(home) as supervisor:
+        service = supervisor.start(valkey(home))
+        with redis.Redis.from_url(service.url) as client:
+            assert client.ping()
+    assert (home / "valkey" / "appendonlydir").is_dir()
+
+
+@pytest.mark.timeout(240)
+def test_mlflow_answers_on_loopback_and_leaves_nothing(tmp_path: Path) -> None:
+    with Supervisor(tmp_path) as supervisor:
+        service = supervisor.start(mlflow(tmp_path))
+        answer = httpx.post(f"{service.url}/api/2.0/mlflow/experiments/create", json={"name": "here"})
+        assert answer.status_code == 200
+        shown = httpx.get(f"{service.url}/api/2.0/mlflow/experiments/get", params=answer.json()).json()
+        assert shown["experiment"]["artifact_location"].startswith("mlflow-artifacts:")
+        # The server and its one worker; a job runner would bring eight more.
+        assert len(group_members(service.pgid)) <= 3
+    assert group_members(service.pgid) == []
+    assert (tmp_path / "mlflow" / "mlflow.db").is_file()
+
+
+@pytest.mark.timeout(240)
+def test_dagster_runs_on_a_workspace_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "tiny.py").write_text("import dagster as dg\n@dg.asset\ndef a() -> None: ...\ndefs = dg.Definitions(assets=[a])\n")
+    workspace = tmp_path / "workspace.yaml"
+    workspace.write_text(f"load_from:\n  - python_file: {tmp_path / 'tiny.py'}\n")
+    home = tmp_path / "dagster"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    with Supervisor(tmp_path) as supervisor:
+        services = supervisor.start_all([dagster_webserver(home, workspace), dagster_daemon(home, workspace)])
+        query = {"query": "{ assetNodes { assetKey { path } } }"}
+        shown = httpx.post(f"{services[0].url}/graphql", json=query, timeout=60).json()
+        assert shown["data"]["assetNodes"] == [{"assetKey": {"path": ["a"]}}]
+        assert all(len(group_members(service.pgid)) >= 2 for service in services)
+    assert not any(group_members(service.pgid) for service in services)
+
+
+def test_the_prediction_service_is_started_as_a_process_with_its_environment() -> None:
+    launch = prediction_service({"MLPLATFORM_DEVICE": "cpu"}, port=12345)
+    assert launch.command[1:] == ["-m", "uvicorn", "serving_app.main:app", "--host", "127.0.0.1", "--port", "12345"]
+    assert launch.environment == QUIET | {"MLPLATFORM_DEVICE": "cpu"}
+
+
+def test_every_process_gets_the_variables_that_keep_it_from_calling_home(tmp_path: Path) -> None:
+    launches = [
+        mlflow(tmp_path),
+        dagster_webserver(tmp_path, tmp_path / "w"),
+        dagster_daemon(tmp_path, tmp_path / "w"),
+        prediction_service(),
+    ]
+    assert all(QUIET.items() <= launch.environment.items() for launch in launches)

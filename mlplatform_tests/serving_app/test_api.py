@@ -1,0 +1,101 @@
+"""What the API says about itself: models, fields, OpenAPI, the offline page, health and metrics."""
+
+import re
+from typing import Any
+
+import jsonschema
+import pytest
+
+
+@pytest.fixture
+def client(make_model, open_service, tmp_path) -> Any:
+    make_model().into_cache(tmp_path)
+    return open_service()
+
+
+def test_a_model_tells_its_fields_versions_views_and_an_example_that_works(client, make_model) -> None:
+    contract = make_model().contract
+    [summary] = client.get("/v1/models").json()["models"]
+    assert (summary["name"], summary["version"], summary["refused"]) == ("basket", 1, None)
+    model = client.get("/v1/models/basket").json()
+    assert model["contract_digest"] == contract.digest()
+    assert model["views"][0] == {
+        "name": "shop_stats",
+        "join_keys": ["shop"],
+        "ttl_s": 3600.0,
+        "on_stale": "impute",
+        "features": ["orders", "returns"],
+    }
+    assert [v["role"] for v in model["versions"]] == ["current"]
+    schema = model["input_schema"]
+    assert "region" not in schema["properties"]
+    assert schema["required"] == ["shop", "customer", "placed_at", "price", "items", "channel"]
+    jsonschema.Draft202012Validator(schema).validate(model["example"]["inputs"][0])
+    assert client.post("/v1/models/basket/predict", json=model["example"]).status_code == 200
+
+
+def test_openapi_shows_the_models_own_fields_and_its_example(client) -> None:
+    api = client.get("/openapi.json").json()
+    operation = api["paths"]["/v1/models/basket/predict"]["post"]
+    body = operation["requestBody"]["content"]["application/json"]
+    assert body["schema"]["properties"]["inputs"]["items"]["$ref"] == "#/components/schemas/basket_input"
+    assert api["components"]["schemas"]["basket_input"]["properties"]["price"]["minimum"] == 0
+    assert body["example"]["inputs"][0]["shop"] == "s1"
+    assert "/v1/models/{model}/predict" not in api["paths"]
+    references = re.findall(r'"\$ref":"#/components/schemas/([^"]+)"', client.get("/openapi.json").text)
+    assert set(references) <= set(api["components"]["schemas"])
+
+
+def test_the_docs_page_needs_nothing_from_elsewhere(client) -> None:
+    page = client.get("/docs")
+    assert page.status_code == 200
+    assert "text/html" in page.headers["content-type"]
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    texts = [page.text] + [client.get(f"/{name}").text for name in ("docs.css", "docs.js")]
+    assert not any(re.search(r"https?://", text) for text in texts)
+    assert set(re.findall(r'(?:src|href)="([^"#]+)"', page.text)) == {"data:,", "docs.css", "docs.js", "openapi.json"}
+    assert client.get("/").headers["location"] == "docs"
+
+
+def test_health_and_metrics(client) -> None:
+    assert client.get("/health/live").json() == {"status": "alive"}
+    ready = client.get("/health/ready")
+    assert ready.json() == {"status": "ready", "models": {"basket": 1}, "device": "cpu", "warnings": []}
+    example = client.get("/v1/models/basket").json()["example"]
+    client.post("/v1/models/basket/predict", json=example)
+    client.post("/v1/models/basket/predict", json={"inputs": [{}]})
+    client.post("/v1/models/other/predict", json=example)
+    text = client.get("/metrics").text
+    for line in (
+        'mlplatform_requests_total{model="basket",status="200",version="1"} 1.0',
+        'mlplatform_requests_total{model="basket",status="422",version="1"} 1.0',
+        'mlplatform_requests_total{model="unknown",status="404",version=""} 1.0',
+        'mlplatform_predictions_total{model="basket",version="1"} 1.0',
+        'mlplatform_imputed_views_total{model="basket",view="shop_stats"} 1.0',
+        "mlplatform_prediction_log_accepted_total 1.0",
+        "mlplatform_ready 1.0",
+    ):
+        assert line in text, line
+    assert re.search(r'mlplatform_model_info\{.*model="basket",role="current".*version="1"\} 1.0', text)
+
+
+def test_every_answer_carries_its_request_id_and_no_sniffing(client) -> None:
+    first, second = client.get("/health/live"), client.get("/health/live", headers={"x-request-id": "mine"})
+    assert first.headers["x-request-id"] != second.headers["x-request-id"] != "mine"
+    assert first.headers["x-content-type-options"] == "nosniff"
+
+
+def test_without_a_model_it_is_alive_but_not_ready(open_service) -> None:
+    client = open_service(wait=False)
+    assert client.get("/health/live").status_code == 200
+    answer = client.get("/health/ready")
+    assert answer.status_code == 503
+    assert "no model is loaded" in answer.json()["detail"]
+    assert "/v1/models/{model}/predict" in client.get("/openapi.json").json()["paths"]
+
+
+def test_a_wanted_model_that_is_not_there_keeps_it_unready_and_predictions_at_503(make_model, open_service, tmp_path) -> None:
+    make_model().into_cache(tmp_path)
+    client = open_service(serving_models="basket, other")
+    assert "model 'other' is not loaded" in client.get("/health/ready").json()["detail"]
+    assert client.post("/v1/models/other/predict", json={"inputs": [{}]}).status_code == 503

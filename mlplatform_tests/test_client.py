@@ -1,0 +1,195 @@
+"""The client against a real HTTP server that answers what it is told to; the service's own tests cover real answers."""
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from mlplatform.client import (
+    AsyncPredictionClient,
+    InputFault,
+    InvalidInputError,
+    PredictionClient,
+    PredictionServiceError,
+    RetryPolicy,
+    ServiceUnavailableError,
+    ServiceUnreachableError,
+    UnknownModelError,
+)
+
+ANSWER = {
+    "model": "m",
+    "version": 3,
+    "threshold": 0.5,
+    "predictions": [
+        {
+            "request_id": "r",
+            "input_index": 0,
+            "prediction": 0.25,
+            "decision": False,
+            "model_version": 3,
+            "variant": "champion",
+            "feature_ages_s": {"v": 1.5, "w": None},
+            "imputed": ["w"],
+        }
+    ],
+}
+FAST = RetryPolicy(attempts=3, pause_s=0.01)
+
+
+class Script:
+    """The answers a server gives, in turn (the last one again and again), and the bodies it got. None: the connection is cut."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[int, Any, dict[str, str]] | None] = [(200, ANSWER, {})]
+        self.bodies: list[Any] = []
+        self.delay_s = 0.0
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script()
+
+
+@pytest.fixture
+def url(script: Script) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            script.bodies.append(json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"null"))
+            time.sleep(script.delay_s)
+            answer = script.answers.pop(0) if len(script.answers) > 1 else script.answers[0]
+            if answer is None:
+                self.close_connection = True
+                return
+            status, body, headers = answer
+            raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+            self.send_response(status)
+            for name, value in {"content-length": str(len(raw)), "x-request-id": "abc", **headers}.items():
+                self.send_header(name, value)
+            with contextlib.suppress(ConnectionError):  # a client with a time limit has left
+                self.end_headers()
+                self.wfile.write(raw)
+
+        do_GET = do_POST  # noqa: N815 - the library's name
+
+        def log_message(self, *_: Any) -> None:
+            """Silent."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+Ask = Callable[..., Any]
+
+
+@pytest.fixture(params=["sync", "async"])
+def ask(request: pytest.FixtureRequest, url: str) -> Ask:
+    """`ask("predict", …)`: the named method on the blocking client, or on its twin."""
+
+    def call(method: str, *args: Any, at: str = url, **options: Any) -> Any:
+        options = {"retry": FAST} | options
+        if request.param == "sync":
+            with PredictionClient(at, **options) as client:
+                return getattr(client, method)(*args)
+
+        async def run() -> Any:
+            async with AsyncPredictionClient(at, **options) as client:
+                return await getattr(client, method)(*args)
+
+        return asyncio.run(run())
+
+    return call
+
+
+def test_an_answer_comes_back_typed(ask, script) -> None:
+    result = ask("predict", "m", [{"when": datetime(2013, 9, 1, tzinfo=UTC), "x": 1}])
+    assert (result.model, result.version, result.predictions[0].prediction) == ("m", 3, 0.25)
+    assert result.predictions[0].imputed == ("w",)
+    assert result.predictions[0].feature_ages_s == {"v": 1.5, "w": None}
+    assert script.bodies == [{"inputs": [{"when": "2013-09-01T00:00:00+00:00", "x": 1}]}]
+
+
+def test_busy_answers_and_cut_connections_are_tried_again(ask, script) -> None:
+    script.answers = [(503, {"detail": "busy"}, {}), None, (200, ANSWER, {})]
+    assert ask("predict", "m", [{}]).version == 3
+    assert len(script.bodies) == 3
+
+
+def test_a_service_that_stays_unavailable_is_an_error_with_its_reason(ask, script) -> None:
+    script.answers = [(503, {"detail": "not ready", "type": "urn:mlplatform:problem:not-ready"}, {})]
+    with pytest.raises(ServiceUnavailableError, match="not ready") as caught:
+        ask("predict", "m", [{}])
+    assert (caught.value.status, caught.value.kind, caught.value.request_id) == (503, "not-ready", "abc")
+    assert len(script.bodies) == 3
+
+
+def test_retry_after_is_respected(ask, script) -> None:
+    script.answers = [(503, {"detail": "busy"}, {"retry-after": "1"}), (200, ANSWER, {})]
+    started = time.monotonic()
+    ask("predict", "m", [{}])
+    assert time.monotonic() - started >= 1
+
+
+def test_bad_inputs_are_not_tried_again_and_name_their_fields(ask, script) -> None:
+    script.answers = [
+        (422, {"detail": "input 0, field 'x': is required", "errors": [{"input": 0, "field": "x", "detail": "is required"}]}, {})
+    ]
+    with pytest.raises(InvalidInputError, match="field 'x'") as caught:
+        ask("predict", "m", [{}])
+    assert caught.value.faults == (InputFault("is required", 0, "x"),)
+    assert len(script.bodies) == 1
+
+
+def test_other_failures_have_clear_exceptions(ask, script) -> None:
+    for answer, kind in (
+        ((404, {"detail": "no model 'm'"}, {}), UnknownModelError),
+        ((500, {"detail": "failed"}, {}), PredictionServiceError),
+        ((200, b"<html>", {}), PredictionServiceError),
+    ):
+        script.answers = [answer]
+        with pytest.raises(kind):
+            ask("predict", "m", [{}])
+    assert len(script.bodies) == 3
+
+
+def test_a_slow_answer_runs_into_the_time_limit_and_is_not_repeated(ask, script) -> None:
+    script.delay_s = 0.5
+    with pytest.raises(ServiceUnreachableError, match="ReadTimeout"):
+        ask("predict", "m", [{}], timeout_s=0.1)
+    assert len(script.bodies) == 1
+
+
+def test_nothing_there_is_unreachable_and_not_ready(ask) -> None:
+    with pytest.raises(ServiceUnreachableError):
+        ask("models", at="http://127.0.0.1:9")
+    assert ask("ready", at="http://127.0.0.1:9") is False
+
+
+def test_ready_and_models(ask, script) -> None:
+    script.answers = [(200, {"models": [{"name": "m"}]}, {})]
+    assert ask("ready") is True
+    assert ask("models") == [{"name": "m"}]
+    script.answers = [(503, {"detail": "no"}, {})]
+    assert ask("ready") is False
+
+
+def test_waiting_for_readiness_ends_when_it_is_there_or_tells_why_not(ask, script) -> None:
+    script.answers = [(503, {"detail": "model 'm' is not loaded"}, {}), (503, {}, {}), (200, {"status": "ready"}, {})]
+    ask("wait_until_ready", 5)
+    script.answers = [(503, {"detail": "model 'm' is not loaded"}, {})]
+    with pytest.raises(ServiceUnavailableError, match="model 'm' is not loaded"):
+        ask("wait_until_ready", 0.2)

@@ -1,0 +1,42 @@
+"""What routes depend on, under annotated names.
+
+Belongs here: the running application's parts and the FastAPI dependencies that hand them out. Does not belong here: building them.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from redis.asyncio import Redis
+
+from mlplatform.clock import Clock
+from serving_app.batcher import Batcher
+from serving_app.metrics import Metrics
+from serving_app.model_watcher import ModelWatcher
+from serving_app.prediction_log import PredictionLog
+from serving_app.router import ModelRouter
+from serving_app.settings import ServingSettings
+
+
+@dataclass(frozen=True)
+class Serving:
+    """The parts of one running application."""
+
+    settings: ServingSettings
+    clock: Clock
+    device: str
+    redis: "Redis"
+    router: ModelRouter
+    watcher: ModelWatcher
+    batcher: Batcher
+    prediction_log: PredictionLog
+    metrics: Metrics
+
+
+async def get_serving(request: Request) -> Serving:
+    # async, though nothing waits here: FastAPI sends plain functions through a thread, which costs more than all else in the route.
+    serving: Serving = request.app.state.serving
+    return serving
+
+
+ServingDep = Annotated[Serving, Depends(get_serving)]

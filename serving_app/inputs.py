@@ -1,0 +1,208 @@
+"""From a request's JSON to columns: each field checked against the model version's contract, every fault named by input and field.
+
+Belongs here: parsing and validation of request fields. Does not belong here: features, HTTP.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlplatform.contracts import ContractField, ServingContract
+from serving_app.problems import FieldError, invalid_input
+
+Column = npt.NDArray[Any]
+MAX_ERRORS = 100  # a body of a thousand bad rows is answered with the first hundred faults
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+# Calendars of time zones fail at the ends of what a datetime holds; no question is asked that far away.
+_FIRST_US = (datetime(1900, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_END_US = (datetime(2200, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_FLOAT32_MAX = float(np.finfo(np.float32).max)  # models compute in float32: more than that would silently become infinite
+_INT64_MAX = 2**63 - 1
+
+
+class FieldFaultError(ValueError):
+    """A value that the contract does not allow; the message is for the caller."""
+
+
+def _bounded(value: float, field: ContractField) -> None:
+    if field.minimum is not None and value < field.minimum:
+        raise FieldFaultError(f"must be at least {field.minimum:g}")
+    if field.maximum is not None and value > field.maximum:
+        raise FieldFaultError(f"must be at most {field.maximum:g}")
+
+
+def _string(value: object, field: ContractField) -> str:
+    if not isinstance(value, str):
+        raise FieldFaultError("must be a string")
+    if not value:
+        raise FieldFaultError("must not be empty")
+    if len(value) > field.max_length:
+        raise FieldFaultError(f"must have at most {field.max_length} characters")
+    return value
+
+
+def _int(value: object, field: ContractField) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, float) and not value.is_integer()):
+        raise FieldFaultError("must be an integer")
+    if abs(value) > _INT64_MAX:
+        raise FieldFaultError("is beyond a 64-bit integer")
+    _bounded(value, field)
+    return int(value)
+
+
+def _float(value: object, field: ContractField) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise FieldFaultError("must be a number")
+    if not math.isfinite(value) or abs(value) > _FLOAT32_MAX:
+        raise FieldFaultError("must be a finite number")
+    _bounded(value, field)
+    return float(value)
+
+
+def _bool(value: object, field: ContractField) -> bool:
+    if not isinstance(value, bool):
+        raise FieldFaultError("must be true or false")
+    return value
+
+
+def _timestamp(value: object, field: ContractField) -> int:
+    """Microseconds since 1970, UTC."""
+    if not isinstance(value, str):
+        raise FieldFaultError("must be an ISO 8601 date and time with its zone, such as 2013-09-01T10:30:00Z")
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise FieldFaultError("is not an ISO 8601 date and time") from None
+    if moment.tzinfo is None:
+        raise FieldFaultError("must carry its zone: end it with Z or an offset such as -05:00")
+    micros = (moment - _EPOCH) // _MICROSECOND
+    if not _FIRST_US <= micros < _END_US:
+        raise FieldFaultError("must lie between the years 1900 and 2200")
+    return micros
+
+
+def _date(value: object, field: ContractField) -> str:
+    if not isinstance(value, str):
+        raise FieldFaultError("must be a date, YYYY-MM-DD")
+    try:
+        day = date.fromisoformat(value)
+    except ValueError:
+        raise FieldFaultError("is not a date, YYYY-MM-DD") from None
+    if not 1900 <= day.year < 2200:
+        raise FieldFaultError("must lie between the years 1900 and 2200")
+    return day.isoformat()
+
+
+_PARSERS: Mapping[str, Callable[[object, ContractField], Any]] = {
+    "string": _string,
+    "int": _int,
+    "float": _float,
+    "bool": _bool,
+    "timestamp": _timestamp,
+    "date": _date,
+}
+
+
+def _column(values: list[Any], dtype: str) -> Column:
+    """NumPy column as Polars' `to_numpy` would give it in training; absent optional values are None, NaN or NaT."""
+    absent = None in values
+    if dtype == "timestamp":
+        return np.array([np.iinfo(np.int64).min if v is None else v for v in values], dtype=np.int64).view("datetime64[us]")
+    if dtype == "date":
+        return np.array(["NaT" if v is None else v for v in values], dtype="datetime64[D]")
+    if dtype == "float" or (dtype == "int" and absent):
+        return np.array([math.nan if v is None else v for v in values], dtype=np.float64)
+    if dtype == "int":
+        return np.array(values, dtype=np.int64)
+    if dtype == "bool" and not absent:
+        return np.array(values, dtype=np.bool_)
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column
+
+
+@dataclass(frozen=True)
+class ParsedInputs:
+    """Checked inputs: `received` as sent, `values` per field in input order (timestamps as microseconds)."""
+
+    received: list[dict[str, Any]]
+    values: dict[str, list[Any]]
+
+    @property
+    def rows(self) -> int:
+        return len(self.received)
+
+
+class InputParser:
+    """Checks inputs against one contract. Built once per model version."""
+
+    def __init__(self, contract: ServingContract) -> None:
+        self._asked = tuple(f for f in contract.fields if f.constant is None)
+        self._constants = {f.name: f for f in contract.fields if f.constant is not None}
+        self._dtypes = {f.name: f.dtype for f in contract.fields}
+        self._names = frozenset(f.name for f in self._asked)
+        self._plan = tuple((f.name, f, _PARSERS[f.dtype]) for f in self._asked)
+        # A constant is declared as text whatever its type; it is parsed once, here, so that a bad one refuses the version.
+        self._filled = {name: _constant_value(f) for name, f in self._constants.items()}
+
+    def parse(self, inputs: object, rows_limit: int) -> ParsedInputs:
+        """`inputs` is what stood in the body. Raises a 422 problem that names input and field."""
+        if not isinstance(inputs, list) or not inputs:
+            raise invalid_input([FieldError("'inputs' must be a non-empty list of objects", field="inputs")])
+        if len(inputs) > rows_limit:
+            raise invalid_input([FieldError(f"at most {rows_limit} inputs are taken in one request, got {len(inputs)}", field="inputs")])
+        errors: list[FieldError] = []
+        values: dict[str, list[Any]] = {name: [] for name in self._names}
+        for index, row in enumerate(inputs):
+            self._parse_row(index, row, values, errors)
+            if len(errors) >= MAX_ERRORS:
+                break
+        if errors:
+            raise invalid_input(errors[:MAX_ERRORS])
+        for name, value in self._filled.items():
+            values[name] = [value] * len(inputs)
+        return ParsedInputs(inputs, values)
+
+    def _parse_row(self, index: int, row: object, values: dict[str, list[Any]], errors: list[FieldError]) -> None:
+        if not isinstance(row, dict):
+            errors.append(FieldError("must be an object with the model's fields", input=index))
+            return
+        known = 0
+        for name, field, parse in self._plan:
+            value = row.get(name)
+            known += name in row
+            if value is None:
+                if field.required:
+                    errors.append(FieldError("is required" if name not in row else "must not be null", input=index, field=name))
+                values[name].append(None)
+                continue
+            try:
+                values[name].append(parse(value, field))
+            except FieldFaultError as fault:
+                errors.append(FieldError(str(fault), input=index, field=name))
+        if known != len(row):
+            for name in row.keys() - self._names:
+                reason = "is filled in by the service: leave it out" if name in self._constants else "is not a field of this model"
+                errors.append(FieldError(reason, input=index, field=name))
+
+    def columns(self, batches: list[ParsedInputs]) -> dict[str, Column]:
+        """One column per field over all requests of a batch, in order."""
+        return {
+            name: _column([v for batch in batches for v in batch.values[name]] if len(batches) > 1 else batches[0].values[name], dtype)
+            for name, dtype in self._dtypes.items()
+        }
+
+
+def _constant_value(field: ContractField) -> Any:
+    text: Any = field.constant
+    if field.dtype in ("int", "float"):
+        text = float(text)
+    elif field.dtype == "bool":
+        text = {"true": True, "false": False}[str(text).lower()]
+    return _PARSERS[field.dtype](text, field)

@@ -1,0 +1,59 @@
+"""The service's Prometheus metrics.
+
+Belongs here: names, labels and buckets. Does not belong here: deciding what is worth counting where.
+"""
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+_SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048)
+_AGES_S = (1, 10, 60, 300, 900, 1800, 3600, 7200, 6 * 3600, 24 * 3600, 3 * 86400, 7 * 86400, 30 * 86400)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+_BALANCE = "accepted = written + dropped + queued"
+
+
+class _LogCollector(Collector):
+    """Reads the prediction log's own counters at scrape time, so that the exported figures balance like they do."""
+
+    def __init__(self, counts: Callable[[], dict[str, int]]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        counts = self._counts()
+        for name, text in (("accepted", "handed to the log"), ("written", "in their stream"), ("dropped", "lost: queue full, or shutdown")):
+            yield CounterMetricFamily(f"mlplatform_prediction_log_{name}", f"Prediction records {text}; {_BALANCE}", value=counts[name])
+        yield GaugeMetricFamily("mlplatform_prediction_log_queued", f"Prediction records waiting; {_BALANCE}", value=counts["queued"])
+
+
+class Metrics:
+    """One registry per application, so that two applications in one process (tests) don't share counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        model, version = ("model",), ("model", "version")
+        view, held = ("model", "view"), (*version, "role", "contract_digest", "training_set_hash", "device")
+        self.requests = Counter("mlplatform_requests", "Prediction requests answered", (*version, "status"), registry=r)
+        self.seconds = Histogram("mlplatform_request_seconds", "Time of a prediction request", version, buckets=_SECONDS, registry=r)
+        self.predictions = Counter("mlplatform_predictions", "Inputs predicted", version, registry=r)
+        self.batch_rows = Histogram("mlplatform_batch_rows", "Inputs predicted together", model, buckets=_ROWS, registry=r)
+        self.feature_age = Histogram("mlplatform_feature_age_seconds", "Age of a view's value when read", view, buckets=_AGES_S, registry=r)
+        self.shortfalls = Counter(
+            "mlplatform_feature_shortfalls", "View values missing, expired, unreadable or unreachable", (*view, "reason"), registry=r
+        )
+        self.imputed = Counter("mlplatform_imputed_views", "View values replaced by the recorded defaults", view, registry=r)
+        self.model_info = Gauge("mlplatform_model_info", "1 for each loaded version", held, registry=r)
+        self.swaps = Counter("mlplatform_model_swaps", "Times another version took over", model, registry=r)
+        self.refused = Counter("mlplatform_model_refused", "Versions refused, by the step that failed", (*model, "step"), registry=r)
+        self.registry_errors = Counter("mlplatform_registry_errors", "Calls to MLflow that failed", registry=r)
+        self.ready = Gauge("mlplatform_ready", "1 while the service answers ready", registry=r)
+
+    def watch_log(self, counts: Callable[[], dict[str, int]]) -> None:
+        """Exports the prediction log's counters."""
+        self.registry.register(_LogCollector(counts))

@@ -1,0 +1,167 @@
+"""One loaded model version: its contract, its parser, its feature plan and its native booster.
+
+Belongs here: loading from verified files, warming up, comparing with the recorded examples, predicting.
+Does not belong here: where the files come from, which version serves.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from mlplatform.contracts import CONTRACT_FILE, ServingContract
+from serving_app.device import native_xgboost
+from serving_app.features import FeaturePlan, FunctionOutputError, PlanError
+from serving_app.inputs import FieldFaultError, InputParser
+from serving_app.problems import ProblemError
+from serving_app.request_functions import FunctionRefusedError
+
+if TYPE_CHECKING:
+    from xgboost import Booster
+
+# On a CUDA device sums and exponentials may round otherwise in the last bits; on the processor nothing may differ.
+_CUDA_TOLERANCE = 1e-5
+
+
+class ModelRefusedError(Exception):
+    """A version that must not serve; `step` says which check it failed, `reason` why."""
+
+    def __init__(self, step: str, reason: str) -> None:
+        super().__init__(f"{step}: {reason}")
+        self.step = step
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class VersionRef:
+    """A registered version. `source` tells apart two registries that both count from 1."""
+
+    model: str
+    version: int
+    source: str
+
+
+def safe_relative(name: str) -> bool:
+    """Whether a file name from a contract stays below its folder."""
+    path = Path(name)
+    return bool(name) and not path.is_absolute() and ".." not in path.parts and "\x00" not in name
+
+
+def read_contract(raw: bytes, model: str) -> ServingContract:
+    """The contract in a file's bytes. Raises ModelRefusedError."""
+    try:
+        contract = ServingContract.model_validate_json(raw)
+    except ValidationError as error:
+        raise ModelRefusedError(
+            "contract", f"{CONTRACT_FILE} is not a serving contract: {error.error_count()} errors, first: {error.errors()[0]['msg']}"
+        ) from error
+    if contract.model != model:
+        raise ModelRefusedError("contract", f"it was written for the model '{contract.model}', not '{model}'")
+    if not safe_relative(contract.model_file):
+        raise ModelRefusedError("contract", f"the model file's name leaves its folder: {contract.model_file!r}")
+    return contract
+
+
+def verify_model(contract: ServingContract, raw: bytes) -> None:
+    """Raises ModelRefusedError where the bytes are not the ones the contract vouches for."""
+    found = hashlib.sha256(raw).hexdigest()
+    if found != contract.model_sha256:
+        raise ModelRefusedError(
+            "hash", f"{contract.model_file} has sha256 {found[:12]}…, the contract says {contract.model_sha256[:12]}…: altered or truncated"
+        )
+
+
+class ModelHandle:
+    """Ready to predict; thread-safe; never changed after it was made, so that an answer can't mix two versions."""
+
+    def __init__(self, ref: VersionRef, contract: ServingContract, booster: "Booster", device: str) -> None:
+        self.ref = ref
+        self.contract = contract
+        self.device = device
+        self.digest = contract.digest()
+        self.parser = InputParser(contract)
+        self.plan = FeaturePlan(contract)
+        self._booster = booster
+        self._xgboost: Any = native_xgboost()
+        self._inplace = not device.startswith("cuda")  # rows from host memory go to a CUDA device as one DMatrix
+
+    @property
+    def name(self) -> str:
+        return self.ref.model
+
+    @property
+    def version(self) -> int:
+        return self.ref.version
+
+    def predict(self, matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+        """Probabilities, float32 of shape (rows,), bit-identical to `Booster.predict` on the same float32 features; NaN is missing."""
+        rows = np.ascontiguousarray(matrix, dtype=np.float32)
+        if self._inplace:
+            return np.asarray(self._booster.inplace_predict(rows, validate_features=False), dtype=np.float32)
+        return self._by_dmatrix(rows)
+
+    def _by_dmatrix(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        data = self._xgboost.DMatrix(
+            rows, feature_names=self._booster.feature_names, feature_types=self._booster.feature_types, enable_categorical=True
+        )
+        return np.asarray(self._booster.predict(data), dtype=np.float32)
+
+    def warm_up(self) -> None:
+        """Runs the field examples and the recorded example features through; raises ModelRefusedError where an answer differs."""
+        self._try_field_examples()
+        examples = self.contract.example_features
+        if len(examples) != len(self.contract.example_predictions) or not examples:
+            raise ModelRefusedError("examples", "the contract holds no example features with predictions to compare with")
+        if any(len(row) != len(self.contract.features) for row in examples):
+            raise ModelRefusedError("examples", f"an example does not have the contract's {len(self.contract.features)} features")
+        matrix = np.array([[np.nan if v is None else v for v in row] for row in examples], dtype=np.float64)
+        reference = self._by_dmatrix(matrix.astype(np.float32))
+        if self._inplace and not np.array_equal(self.predict(matrix), reference):
+            self._inplace = False  # never seen with numeric features; a booster that needs the DMatrix gets it
+        wanted = np.array(self.contract.example_predictions, dtype=np.float32)
+        found = self.predict(matrix)
+        if found.shape != wanted.shape:
+            raise ModelRefusedError("examples", f"a binary model answers one number per row, this one answered the shape {found.shape}")
+        same = np.array_equal(found, wanted) if self.device == "cpu" else np.allclose(found, wanted, rtol=0, atol=_CUDA_TOLERANCE)
+        if not same or not np.isfinite(found).all():
+            worst = int(np.nanargmax(np.abs(found - wanted))) if np.isfinite(found - wanted).any() else 0
+            raise ModelRefusedError("examples", f"example {worst} was {wanted[worst]!r} in training and is {found[worst]!r} here")
+
+    def _try_field_examples(self) -> None:
+        example = {f.name: f.example for f in self.contract.fields if f.constant is None}
+        try:
+            parsed = self.parser.parse([example], rows_limit=1)
+            features = self.plan.assemble(self.parser.columns([parsed]), self.plan.keys([parsed]), None, 0)
+        except (ProblemError, FunctionOutputError) as error:
+            raise ModelRefusedError("warm-up", f"the contract's own field examples do not work: {error}") from error
+        self.predict(features.matrix)
+
+
+def load_model(ref: VersionRef, folder: Path, device: str, threads: int) -> ModelHandle:
+    """Loads, verifies, warms up and compares. Raises ModelRefusedError; OSError where the files are not there."""
+    contract = read_contract((folder / CONTRACT_FILE).read_bytes(), ref.model)
+    raw = (folder / contract.model_file).read_bytes()
+    verify_model(contract, raw)
+    xgboost = native_xgboost()
+    try:
+        booster = xgboost.Booster(model_file=bytearray(raw))
+    except xgboost.core.XGBoostError as error:
+        raise ModelRefusedError("load", f"XGBoost does not read {contract.model_file}: {str(error).splitlines()[0]}") from error
+    booster.set_param({"device": device, "nthread": threads})
+    names = tuple(f.name for f in contract.features)
+    if booster.num_features() != len(names) or (booster.feature_names is not None and tuple(booster.feature_names) != names):
+        raise ModelRefusedError(
+            "features", f"the booster's {booster.num_features()} features are not the contract's {len(names)} in their order"
+        )
+    try:
+        handle = ModelHandle(ref, contract, booster, device)
+    except FunctionRefusedError as error:
+        raise ModelRefusedError("functions", str(error)) from error
+    except (PlanError, FieldFaultError, KeyError, ValueError) as error:
+        raise ModelRefusedError("contract", str(error)) from error
+    handle.warm_up()
+    return handle

@@ -1,0 +1,123 @@
+"""The prediction log: every answered input, through a bounded queue, to its model's Redis Stream.
+
+Belongs here: queueing, batched writing, the accounting `accepted = written + dropped + queued`, flushing at shutdown.
+Does not belong here: what a record says, reading the stream (the platform drains it, and trims what it has stored).
+
+A write whose answer was lost is tried again, so a record can stand twice in the stream; `request_id` and `input_index`
+identify it. A full queue drops the newest records: a dead stream must never slow down or stop predictions.
+"""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from mlplatform.contracts import prediction_stream
+
+_BATCH = 500
+_LINGER_S = 0.01  # lets single requests share a write; nobody waits for it
+_LONGEST_PAUSE_S = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """A record on its way: a mapping with the fields of `contracts.PredictionRecord` (`features` may be a float64 row)."""
+
+    model: str
+    record: dict[str, Any]
+
+
+class PredictionLog:
+    """Used from one event loop. `offer` never waits."""
+
+    def __init__(self, redis: "Redis", capacity: int) -> None:
+        self._redis = redis
+        self._capacity = capacity
+        self._queue: deque[LogEntry] = deque()
+        self._in_flight = 0
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._writer: asyncio.Task[None] | None = None
+        self.accepted = 0
+        self.written = 0
+        self.dropped = 0
+
+    def counts(self) -> dict[str, int]:
+        return {"accepted": self.accepted, "written": self.written, "dropped": self.dropped, "queued": len(self._queue) + self._in_flight}
+
+    def offer(self, entries: list[LogEntry]) -> None:
+        """Takes what there is room for and counts the rest as dropped."""
+        room = max(0, self._capacity - len(self._queue) - self._in_flight)
+        self.accepted += len(entries)
+        if len(entries) > room:
+            if not self.dropped:
+                log.warning("prediction_log_full", capacity=self._capacity)
+            self.dropped += len(entries) - room
+            entries = entries[:room]
+        self._queue.extend(entries)
+        self._wake.set()
+
+    def start(self) -> None:
+        self._writer = asyncio.create_task(self._write_forever(), name="prediction-log")
+
+    async def close(self, timeout_s: float) -> None:
+        """Writes what is queued, for at most `timeout_s`; what is left then is counted as dropped and logged."""
+        self._closing = True
+        self._wake.set()
+        if self._writer is not None:
+            _, unfinished = await asyncio.wait({self._writer}, timeout=timeout_s)
+            for task in unfinished:
+                task.cancel()
+            await asyncio.gather(self._writer, return_exceptions=True)
+        left = len(self._queue) + self._in_flight
+        if left:
+            self.dropped += left
+            self._queue.clear()
+            self._in_flight = 0
+            log.error("prediction_log_lost_at_shutdown", records=left)
+        log.info("prediction_log_closed", **self.counts())
+
+    async def _write_forever(self) -> None:
+        pause = 0.0
+        while True:
+            if not self._queue:
+                if self._closing:
+                    return
+                self._wake.clear()
+                await self._wake.wait()
+                if not self._closing:
+                    await asyncio.sleep(_LINGER_S)
+                continue
+            batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
+            self._in_flight = len(batch)
+            try:
+                await self._write(batch)
+            except (RedisError, OSError, TimeoutError) as error:
+                self._queue.extendleft(reversed(batch))
+                self._in_flight = 0
+                if not pause:
+                    log.warning("prediction_log_stalled", error=str(error), queued=len(self._queue))
+                pause = min(_LONGEST_PAUSE_S, max(0.05, pause * 2))
+                # While closing, every attempt counts: the time left is short.
+                await asyncio.sleep(min(pause, 0.2) if self._closing else pause)
+            else:
+                self.written += len(batch)
+                self._in_flight = 0
+                if pause:
+                    log.info("prediction_log_resumed", queued=len(self._queue))
+                pause = 0.0
+
+    async def _write(self, batch: list[LogEntry]) -> None:
+        # One transaction: a lost connection leaves all of the batch or nothing of it.
+        pipeline = self._redis.pipeline(transaction=True)
+        for entry in batch:
+            # orjson writes NaN as null, which is what PredictionRecord.features wants.
+            pipeline.xadd(prediction_stream(entry.model), {"record": orjson.dumps(entry.record, option=orjson.OPT_SERIALIZE_NUMPY)})
+        await pipeline.execute()

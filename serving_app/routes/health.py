@@ -1,0 +1,60 @@
+"""Is the process alive, is it ready, and its metrics.
+
+Belongs here: what a load balancer, an orchestrator and Prometheus ask. Does not belong here: models and predictions.
+"""
+
+import asyncio
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from redis.exceptions import RedisError
+
+from serving_app.deps import Serving, ServingDep
+from serving_app.problems import FieldError, unavailable
+from serving_app.schemas import Alive, Ready, problems
+
+router = APIRouter(tags=["service"])
+
+
+@router.get("/health/live", summary="Is the process alive?")
+async def live() -> Alive:
+    return Alive(status="alive")
+
+
+@router.get("/health/ready", summary="Can it answer predictions?", responses=problems(503))
+async def ready(serving: ServingDep) -> Ready:
+    """Ready means: every wanted model is loaded (or at least one, where none is named) and the online store answers."""
+    reasons = await unready(serving)
+    if reasons:
+        raise unavailable("not-ready", "; ".join(reasons), tuple(FieldError(reason) for reason in reasons))
+    warnings = [f"{r.ref.model} version {r.ref.version} was refused ({r.step}: {r.reason})" for r in serving.watcher.refusals.values()]
+    models = {slot.current.name: slot.current.version for slot in serving.router}
+    return Ready(status="ready", models=models, device=serving.device, warnings=warnings)
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(serving: ServingDep) -> Response:
+    serving.metrics.ready.set(not await unready(serving))
+    return Response(generate_latest(serving.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+async def unready(serving: Serving) -> list[str]:
+    """Why the service is not ready; empty where it is."""
+    reasons = [_not_loaded(serving, name) for name in serving.watcher.missing()]
+    if not serving.router.names() and not reasons:
+        tried = sorted(serving.watcher.refusals.keys() | serving.watcher.troubles.keys())
+        reasons = [_not_loaded(serving, model) for model in tried] or ["no model is loaded: none carries the alias 'production'"]
+    try:
+        async with asyncio.timeout(serving.settings.serving_redis_timeout_s):
+            await serving.redis.ping()
+    except (RedisError, OSError, TimeoutError) as error:
+        reasons.append(f"the online store does not answer: {type(error).__name__}")
+    return reasons
+
+
+def _not_loaded(serving: Serving, model: str) -> str:
+    refusal = serving.watcher.refusals.get(model)
+    if refusal is None:
+        trouble = serving.watcher.troubles.get(model)
+        return f"model '{model}' is not loaded" + (f": {trouble}" if trouble else "")
+    return f"model '{model}' version {refusal.ref.version} was refused ({refusal.step}: {refusal.reason})"

@@ -1,0 +1,80 @@
+"""What is served: the models, their input fields, versions and views.
+
+Belongs here: reading the loaded models. Does not belong here: predicting, changing what serves (the registry's alias does that).
+"""
+
+from fastapi import APIRouter
+
+from serving_app.deps import Serving, ServingDep
+from serving_app.problems import ProblemError
+from serving_app.router import Slot
+from serving_app.schemas import (
+    ModelDetail,
+    ModelList,
+    ModelSummary,
+    RefusedVersion,
+    ServedVersion,
+    ViewDetail,
+    example_inputs,
+    input_schema,
+    problems,
+)
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+@router.get("", summary="The models served here")
+async def list_models(serving: ServingDep) -> ModelList:
+    return ModelList(models=[_summary(serving, slot) for slot in serving.router])
+
+
+@router.get("/{model}", summary="One model: its fields, versions and feature views", responses=problems(404))
+async def show_model(model: str, serving: ServingDep) -> ModelDetail:
+    slot = serving.router.slot(model)
+    if slot is None:
+        raise unknown_model(serving, model)
+    contract = slot.current.contract
+    held = [("current", slot.current), *([("previous", slot.previous)] if slot.previous else [])]
+    return ModelDetail(
+        **dict(_summary(serving, slot)),
+        threshold=contract.threshold,
+        input_schema=input_schema(contract),
+        example={"inputs": example_inputs(contract)},
+        features=[f.name for f in contract.features],
+        views=[
+            ViewDetail(name=v.name, join_keys=list(v.join_keys), ttl_s=v.ttl_s, on_stale=v.on_stale, features=list(v.features))
+            for v in contract.views
+        ],
+        versions=[
+            ServedVersion(
+                version=handle.version,
+                role=role,
+                contract_digest=handle.digest,
+                training_set_hash=handle.contract.training_set_hash,
+                device=handle.device,
+            )
+            for role, handle in held
+        ],
+    )
+
+
+def unknown_model(serving: Serving, model: str) -> ProblemError:
+    """404 that says what there is; 503 for a model that should be here and is not loaded (yet)."""
+    if model in serving.watcher.missing() or model in serving.watcher.refusals:
+        return ProblemError(503, "model-not-loaded", f"model '{model}' is not loaded; /health/ready says why", headers={"Retry-After": "1"})
+    served = ", ".join(serving.router.names()) or "none"
+    return ProblemError(404, "model-not-found", f"no model '{model[:64]}' is served here; served: {served}")
+
+
+def _summary(serving: Serving, slot: Slot) -> ModelSummary:
+    handle = slot.current
+    refusal = serving.watcher.refusals.get(handle.name)
+    return ModelSummary(
+        name=handle.name,
+        description=handle.contract.description,
+        task=handle.contract.task,
+        version=handle.version,
+        previous_version=slot.previous.version if slot.previous else None,
+        contract_digest=handle.digest,
+        refused=RefusedVersion(version=refusal.ref.version, step=refusal.step, reason=refusal.reason) if refusal else None,
+    )

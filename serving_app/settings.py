@@ -1,0 +1,72 @@
+"""Every setting of the prediction service, from environment variables `MLPLATFORM_*`; shared names mean what `mlplatform.settings` says.
+
+Belongs here: names, types, defaults and what production refuses. Does not belong here: reading settings at import.
+"""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ServingSettings(BaseSettings):
+    """Read once, when the application starts."""
+
+    model_config = SettingsConfigDict(env_prefix="MLPLATFORM_", extra="ignore")
+
+    profile: Literal["local", "production"] = Field("local", description="production refuses unsafe defaults")
+    home: Path = Field(Path(".mlplatform"), description="Verified models are kept under HOME/serving/models")
+    clock: str = Field("system", description="'system', or the file of a simulated clock (local profile only)")
+    redis_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="Online store, prediction log and notifications")
+    mlflow_url: str = Field("", description="MLflow server, http(s); empty: serve what the verified cache holds")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda[:n]; cuda fails loudly where there is none"
+    )
+
+    serving_models: str = Field("", description="Models to serve, comma-separated; empty: every registered model with the alias production")
+    serving_poll_s: float = Field(5.0, gt=0, description="Seconds between looks at the registry, the safety net below the notification")
+    serving_registry_timeout_s: float = Field(5.0, gt=0, description="Time limit of one call to MLflow")
+    serving_redis_timeout_s: float = Field(0.5, gt=0, description="Time limit of one feature read")
+    serving_body_limit: int = Field(2_000_000, ge=1024, description="Bytes a request body may have")
+    serving_rows_limit: int = Field(1000, ge=1, description="Inputs a request may have")
+    serving_log_queue: int = Field(50_000, ge=1, description="Prediction records kept in memory while their stream is slow or away")
+    serving_drain_s: float = Field(5.0, ge=0, description="Seconds to write the queued prediction records at shutdown")
+    serving_threads: int = Field(1, ge=1, description="Threads one prediction may use; 1 is fastest for small batches")
+    serving_log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged")
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        return tuple(name for part in self.serving_models.split(",") if (name := part.strip()))
+
+    @property
+    def model_cache(self) -> Path:
+        return self.home.absolute() / "serving" / "models"
+
+    @property
+    def registry_url(self) -> str:
+        """The MLflow server without a trailing slash, or '' where none is set."""
+        return self.mlflow_url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _registry_is_a_server(self) -> Self:
+        if self.mlflow_url and not self.mlflow_url.startswith(("http://", "https://")):
+            raise ValueError(
+                "MLPLATFORM_MLFLOW_URL must be an http(s) address for the prediction service: it reads models from an MLflow server"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _production_refuses_defaults(self) -> Self:
+        if self.profile != "production":
+            return self
+        problems = []
+        if self.clock != "system":
+            problems.append("MLPLATFORM_CLOCK must be 'system'")
+        if "@" not in self.redis_url.get_secret_value():
+            problems.append("MLPLATFORM_REDIS_URL must carry a password")
+        if not self.mlflow_url:
+            problems.append("MLPLATFORM_MLFLOW_URL must be an MLflow server")
+        if problems:
+            raise ValueError("unsafe settings for the production profile: " + "; ".join(problems))
+        return self
