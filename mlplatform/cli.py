@@ -6,6 +6,7 @@ platform. Nothing heavy is imported before a command runs, so that `--help` answ
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -197,14 +198,21 @@ def models(
     if as_json:
         print_json(rows)
         return
-    for row in rows:
-        if "metrics" in row:
-            shown = [(name, value) for name, value in row["metrics"].items() if isinstance(value, int | float)]
-            row["metrics"] = ", ".join(f"{name} {value:.4g}" for name, value in shown[:6])
-        for name in ("training_set_hash", "code_commit"):
-            if row.get(name):
-                row[name] = row[name][:12]
-    table(model or "models", rows, empty="no model is registered yet: `make demo`, or materialize model/… in the Dagster UI")
+    if model is not None:
+        rows = [_version_line(row) for row in rows]
+    empty = "no model is registered yet" if model is None else "no version is registered yet"
+    table(model or "models", rows, empty=f"{empty}: `make demo`, or materialize model/… in the Dagster UI")
+
+
+def _version_line(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What fits a terminal; hashes and addresses are in the JSON."""
+    metrics = [f"{name} {value:.4f}" for name, value in row["metrics"].items() if isinstance(value, int | float)]
+    short = {name: row[name] for name in ("version", "aliases", "gates")}
+    return {**short, "created": _short_time(row["created_at"]), "metrics": ", ".join(metrics[:4])}
+
+
+def _short_time(iso: str) -> str:
+    return iso[:19].replace("T", " ")
 
 
 @app.command()
@@ -229,7 +237,8 @@ def history(
         print_json(answer)
         return
     short = ("at", "action", "version", "previous_version", "actor", "reason")
-    table(f"{model}: deployments (UTC)", [{name: row[name] for name in short} for row in rows], empty="never deployed")
+    lines = [{name: row[name] for name in short} | {"at": _short_time(row["at"])} for row in rows]
+    table(f"{model}: deployments (UTC)", lines, empty="never deployed")
     if asked is not None:
         answer_text = (
             "nothing served yet"
@@ -256,7 +265,20 @@ def features(
     if as_json:
         print_json(rows if view is None else {**queries.view_row(views[view]), "features": rows})
         return
-    table(view or "feature views", rows, empty="no view is declared")
+    lines = [_view_line(row) for row in rows] if view is None else rows
+    table(view or "feature views", lines, empty="no view is declared")
+
+
+def _view_line(row: Mapping[str, Any]) -> dict[str, Any]:
+    short = {name: row[name] for name in ("view", "keys", "features")}
+    return {**short, "every": _span(row["every_s"]), "ttl": _span(row["ttl_s"]), "description": row["description"]}
+
+
+def _span(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g} {unit}"
+    return f"{seconds:g} s"
 
 
 @app.command()
@@ -282,7 +304,7 @@ def promote(
     clients = _clients(home)
     from mlplatform.orchestration.serving_state import promote as move
 
-    decision = move(clients, model, number, actor=_actor())
+    decision = move(clients, model, number, actor=_actor(), by_hand=True)
     _tell(decision)
     raise typer.Exit(1 if decision.action == "refuse" else 0)
 
@@ -293,6 +315,7 @@ def rollback(model: Model, reason: Annotated[str, typer.Option(help="Why: it goe
     clients = _clients(home)
     from mlplatform.orchestration.serving_state import roll_back
 
+    clients.registry.versions(model)  # a misspelt name is told as such
     _tell(roll_back(clients, model, reason, actor=_actor()))
 
 

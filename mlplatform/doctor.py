@@ -19,8 +19,6 @@ from mlplatform.queries import QuestionError, use_home
 
 _PYTHON = (3, 11)
 _LOW_DISK, _NO_DISK = 5e9, 0.5e9  # bytes; the demo writes about 2 GB
-_CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "headless_shell")
-_MAC_CHROME = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
 
 
 def diagnose(home: Path, constraints: Path | None = None) -> list[Finding]:
@@ -159,9 +157,11 @@ def _gpu() -> str | None:
 
 
 def _chromium(_: Patient) -> Iterator[Finding]:
-    found = next(filter(None, map(shutil.which, _CHROMIUMS)), None) or (str(_MAC_CHROME) if _MAC_CHROME.exists() else None)
+    from mlplatform.local.pictures import find_chromium
+
+    found = find_chromium()
     if found:
-        yield Finding("chromium", "ok", found)
+        yield Finding("chromium", "ok", str(found))
     else:
         yield Finding(
             "chromium", "warn", "none found: `make pictures` is skipped", "install chromium, if you want to renew the guide's pictures"

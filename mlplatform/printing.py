@@ -9,6 +9,9 @@ from typing import Any
 
 import typer
 
+# Columns that are of no use in pieces.
+_WHOLE = ("at", "action", "created", "url", "view", "feature", "every", "ttl")
+
 
 def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, default=str))
@@ -31,7 +34,9 @@ def table(title: str, rows: Sequence[Mapping[str, Any]], empty: str) -> None:
         return
     table = Table(title=title, title_justify="left", header_style="bold")
     for name in rows[0]:
-        table.add_column(name.replace("_", " "), justify="right" if _is_number(rows[0][name]) else "left", overflow="fold")
+        table.add_column(
+            name.replace("_", " "), justify="right" if _is_number(rows[0][name]) else "left", overflow="fold", no_wrap=name in _WHOLE
+        )
     for row in rows:
         table.add_row(*(Text(_shown(value)) for value in row.values()))
     Console().print(table)

@@ -145,14 +145,14 @@ RECIPES: tuple[FeatureRecipe, ...] = (
     FeatureRecipe(
         view="origin_congestion",
         inputs={"schedules": _SCHEDULE_LOOKBACK, "departures": 30 * _HOURS, "arrivals": 24 * _HOURS},
-        cadence=timedelta(minutes=15),
+        cadence=timedelta(minutes=30),
         events=traffic_events,
         finish=overdue_features("origin"),
     ),
     FeatureRecipe(
         view="nyc_state",
         inputs={"schedules": _SCHEDULE_LOOKBACK, "departures": 30 * _HOURS, "arrivals": 24 * _HOURS},
-        cadence=timedelta(minutes=15),
+        cadence=timedelta(minutes=30),
         events=region_events,
         finish=overdue_features("nyc"),
     ),

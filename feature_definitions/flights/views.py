@@ -123,8 +123,8 @@ origin_congestion = _stream_view(
     .add("disrupted", "mean", "disrupted", (3 * _HOUR, 24 * _HOUR), "Share of disrupted outcomes learnt")
     .add("arrival_delay", "mean", "arrival_delay_min", (3 * _HOUR, 24 * _HOUR), "Mean arrival delay learnt", "min")
     .overdue(),
-    hop=timedelta(minutes=15),
-    ttl=_HOUR,
+    hop=timedelta(minutes=30),
+    ttl=2 * _HOUR,
     description="How the origin airport is doing now: departures, outcomes, flights overdue",
 )
 
@@ -138,8 +138,8 @@ nyc_state = _stream_view(
     .add("disrupted", "mean", "disrupted", (3 * _HOUR,), "Share of disrupted outcomes learnt")
     .add("arrival_delay", "mean", "arrival_delay_min", (3 * _HOUR,), "Mean arrival delay learnt", "min")
     .overdue(),
-    hop=timedelta(minutes=15),
-    ttl=_HOUR,
+    hop=timedelta(minutes=30),
+    ttl=2 * _HOUR,
     description="How all New York airports together are doing now",
 )
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlplatform.orchestration.resources import Clients
     from mlplatform.specs import Catalog, ModelSpec
 
-TICK = timedelta(minutes=15)
+TICK = timedelta(minutes=30)
 MONITOR_EVERY = timedelta(hours=6)
 # After the last request the clock goes on, so that most outcomes of the last day become known.
 AFTERMATH = timedelta(hours=12)

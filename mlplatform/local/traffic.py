@@ -3,7 +3,7 @@
 Belongs here: what an application does. Does not belong here: anything the platform knows and an application does not.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -60,9 +60,7 @@ def _question(flight: Mapping[str, Any]) -> Question:
     return Question(datetime.fromisoformat(flight["scheduled_departure"]) - HORIZON, {name: flight[name] for name in fields})
 
 
-def ask(
-    client: PredictionClient, model: str, questions: Sequence[Question], clock: SimulatedClock, tally: Tally, on_answer: Callable[[], None]
-) -> None:
+def ask(client: PredictionClient, model: str, questions: Sequence[Question], clock: SimulatedClock, tally: Tally) -> None:
     """Asks each question in a request of its own, the simulated clock put to its T. A request that fails is not counted as answered."""
     for question in questions:
         clock.set(question.at)
@@ -72,7 +70,6 @@ def ask(
         prediction = answer.predictions[0]
         tally.imputed += bool(prediction.imputed)
         tally.total_prediction += prediction.prediction
-        on_answer()
 
 
 def between(start: datetime, end: datetime, step: timedelta) -> Iterator[datetime]:

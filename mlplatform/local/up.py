@@ -59,9 +59,8 @@ def _say_where(console: Console, platform: LocalPlatform, speed: float) -> None:
     for service in platform.supervisor.services:
         if service.url:
             console.print(f"  [bold]{service.name:<18}[/bold] {service.url}{'/docs' if service.name == 'serving' else ''}", highlight=False)
-    console.print(
-        f"The simulated clock stands at {platform.clock.now():%Y-%m-%d %H:%M} UTC and runs at {speed:g} times wall time. `make down` stops everything."
-    )
+    console.print(f"The simulated clock stands at {platform.clock.now():%Y-%m-%d %H:%M} UTC, {speed:g} times as fast as the wall's.")
+    console.print("`make down` stops everything.")
 
 
 def run_down(home: Path) -> int:

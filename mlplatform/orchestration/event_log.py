@@ -1,67 +1,59 @@
-"""Dagster's SQLite event log with its engines kept warm.
+"""Dagster's SQLite event log in one file, with its connections kept warm.
 
-Belongs here: how events reach the local SQLite files. Does not belong here: what an event says; production uses Postgres.
+Belongs here: how events reach the local SQLite file. Does not belong here: what an event says; production uses Postgres.
 
-The stock storage makes a new SQLAlchemy engine for every event, so each insert compiles its SQL again and opens the
-file again: 10 ms an event. A year of daily partitions is tens of thousands of events.
+The stock storage keeps a file per run beside an index, and makes a new SQLAlchemy engine for every event: each insert
+compiles its SQL again, opens the file again, and most events are written twice; each new run's file is set up by Alembic.
+A year of daily partitions is tens of thousands of events. Dagster's own consolidated storage has one file; here its
+engine lives as long as the storage.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
-from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+from dagster._core.storage.event_log.sqlite.consolidated_sqlite_event_log import ConsolidatedSqliteEventLogStorage
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import Connection
-from sqlalchemy.pool import StaticPool
 
-# One engine for the index and one each for the runs being written; more would only hold files open.
-MAX_ENGINES = 8
 BUSY_TIMEOUT_S = 60
 
 
-class WarmSqliteEventLogStorage(SqliteEventLogStorage):
-    """Same files and schema as the stock storage; only the connections live longer than one event."""
-
-    def __init__(self, base_dir: str, inst_data: Any = None) -> None:
-        self._engines: OrderedDict[str, Engine] = OrderedDict()
-        super().__init__(base_dir=base_dir, inst_data=inst_data)
-
-    @classmethod
-    def from_config_value(cls, inst_data: Any, config_value: Any) -> "WarmSqliteEventLogStorage":  # type: ignore[override]  # the stock one names its own class
-        return cls(inst_data=inst_data, **config_value)
+class WarmSqliteEventLogStorage(ConsolidatedSqliteEventLogStorage):
+    """Same file and schema as Dagster's consolidated storage; only the connections live longer than one event."""
 
     @contextmanager
-    def _connect(self, shard: str) -> Iterator[Connection]:
-        with self._db_lock:
-            engine = self._engine(shard)
-            if shard not in self._initialized_dbs:
-                self._initdb(engine)
-                self._initialized_dbs.add(shard)
-            with engine.connect() as connection, connection.begin():
-                yield connection
+    def _connect(self) -> Iterator[Connection]:
+        with self._engine.connect() as connection, connection.begin():
+            yield connection
 
-    def _engine(self, shard: str) -> Engine:
-        engine = self._engines.get(shard)
-        if engine is None:
-            # One connection an engine, guarded by the storage's own lock, which every use of it holds.
-            engine = create_engine(
-                self.conn_string_for_shard(shard),
-                poolclass=StaticPool,
-                connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
-            )
-            event.listen(engine, "connect", _relax_sync)
-            self._engines[shard] = engine
-            while len(self._engines) > MAX_ENGINES:
-                self._engines.popitem(last=False)[1].dispose()
-        self._engines.move_to_end(shard)
+    @cached_property
+    def _engine(self) -> Engine:
+        engine = create_engine(self._conn_string, connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False})
+        event.listen(engine, "connect", _relax_sync)
         return engine
 
+    # The schema does not change under a running process, and the stock code looks it up for every event.
+    def has_table(self, table_name: str) -> bool:
+        if table_name not in self._tables:
+            self._tables[table_name] = super().has_table(table_name)
+        return self._tables[table_name]
+
+    def _has_asset_key_index_cols_on_connection(self, conn: Connection) -> bool:
+        if self._has_index_columns is None:
+            self._has_index_columns = bool(super()._has_asset_key_index_cols_on_connection(conn))
+        return self._has_index_columns
+
+    _has_index_columns: bool | None = None
+
+    @cached_property
+    def _tables(self) -> dict[str, bool]:
+        return {}
+
     def dispose(self) -> None:
-        for engine in self._engines.values():
-            engine.dispose()
-        self._engines.clear()
+        if "_engine" in self.__dict__:
+            self._engine.dispose()
         super().dispose()
 
 

@@ -104,6 +104,10 @@ def _drain(clients: Clients, spec: SourceSpec, reader: StreamReader, days: DayRa
                 clients.lake.append(key, rows, transaction=(application, number), metadata={"run_id": run_id})
             client.ack(reader.stream, reader.group, [entry_id for entry_id, _ in entries])
             landed.append(Landed(batch.rows.height, _days_of(rows), batch.malformed.height, _faults(batch)))
+    if not clients.lake.exists(key):
+        # The stream was read and holds nothing: that is an empty table, not a missing one.
+        nothing = parse([], spec.contract, clients.clock.now())
+        clients.lake.append(key, _stream_rows(nothing, spec, clients.clock.now(), days), metadata={"run_id": run_id})
     return landed
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from mlplatform.clients.registry import Registry
+    from mlplatform.training.dataset import Dataset
 
 
 class Clients:
@@ -26,6 +27,8 @@ class Clients:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        # Model name → (table id and version, its dataset): the training set opened last.
+        self.opened: dict[str, tuple[tuple[str, int], Dataset]] = {}
 
     @cached_property
     def clock(self) -> Clock:

@@ -91,7 +91,7 @@ def _offline(catalog: Catalog, plan: ViewPlan) -> dg.AssetsDefinition:
         written = write_offline(platform.clients, plan, days, context.run.run_id)
         return dg.MaterializeResult(
             metadata={
-                "dagster/row_count": platform.clients.lake.row_count(("offline", plan.name)) if written.height else 0,
+                "dagster/row_count": _row_count(platform.clients, plan),
                 "rows_written": written.height,
                 "entities": written.n_unique(list(plan.join_keys)) if written.height else 0,
                 "null_shares": dg.MetadataValue.md(null_shares(written, plan.features)),
@@ -112,7 +112,7 @@ def write_offline(clients: Clients, plan: ViewPlan, days: DayRange, run_id: str)
     tables = {source: lake.read(("validated", source), read) for source, read in required_days(plan, days).items()}
     computed = compute(plan, tables, *ticks)
     existing = lake.read(key, days) if lake.exists(key) else pl.DataFrame()
-    live_since = _live_since(clients, key, ticks[0] if days.last >= now.date() else None)
+    live_since = _live_since(clients, plan, days)
     rows = rows_to_append(computed, existing, plan.join_keys, plan.features, now=now, live_since=live_since)
     if rows.height or not lake.exists(key):
         metadata = {"run_id": run_id} | ({LIVE_SINCE: live_since.isoformat()} if live_since else {})
@@ -120,9 +120,23 @@ def write_offline(clients: Clients, plan: ViewPlan, days: DayRange, run_id: str)
     return rows
 
 
-def _live_since(clients: Clients, key: tuple[str, str], first_tick_today: datetime | None) -> datetime | None:
-    recorded = clients.lake.last_metadata(key, LIVE_SINCE)
-    return datetime.fromisoformat(recorded) if recorded else first_tick_today
+def _live_since(clients: Clients, plan: ViewPlan, days: DayRange) -> datetime | None:
+    """The first tick that was computed on its own day: from then on `created` is the time of computing.
+
+    A backfill that reaches into today begins the live time with today's first tick, not with its own.
+    """
+    if recorded := clients.lake.last_metadata(("offline", plan.name), LIVE_SINCE):
+        return datetime.fromisoformat(recorded)
+    now = clients.clock.now()
+    if now.date() not in days:
+        return None
+    today = tick_range(plan, DayRange(now.date(), now.date()), now)
+    return today[0] if today else None
+
+
+def _row_count(clients: Clients, plan: ViewPlan) -> int:
+    key = ("offline", plan.name)
+    return clients.lake.row_count(key) if clients.lake.exists(key) else 0
 
 
 def _online(plan: ViewPlan) -> dg.AssetsDefinition:

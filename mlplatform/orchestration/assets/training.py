@@ -144,7 +144,11 @@ def open_training_set(clients: Clients, spec: ModelSpec) -> tuple[datasets.Datas
     raw["columns"] = tuple(raw["columns"])
     manifest = TrainingManifest(**raw)
     used = spec.model_copy(update={"split": Split(**{k: date.fromisoformat(v) for k, v in manifest.split.items()})})
-    return datasets.reopen(used, clients.lake.read(key), manifest), manifest, used
+    # Reading and hashing takes seconds, and one run opens the same set several times. A Delta version never changes.
+    identity = clients.lake.identity(key)
+    if clients.opened.get(spec.name, (None,))[0] != identity:
+        clients.opened[spec.name] = (identity, datasets.reopen(used, clients.lake.read(key), manifest))
+    return clients.opened[spec.name][1], manifest, used
 
 
 def _tuning(spec: ModelSpec) -> dg.AssetsDefinition:
@@ -198,7 +202,7 @@ def _model(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPlan]) -> 
             policy.spec(
                 "model",
                 spec.name,
-                description=f"{spec.description}\n\nA version in the MLflow registry, in the framework's native format; it serves only once promoted.",
+                description=f"{spec.description}\n\nA version in the MLflow registry, in a native format; it serves once promoted.",
                 owner=spec.owner,
                 deps=[dg.AssetDep(policy.key("tuning", spec.name)), dg.AssetDep(policy.key("training_set", spec.name))],
                 condition=conditions.after_gates(),
@@ -229,7 +233,7 @@ def _model(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPlan]) -> 
                 training_set_hash=manifest.content_hash,
                 project=ONLINE_PROJECT,
             )
-            curves = plots.learning_curves(trained.fitted.curves, trained.fitted.rounds)
+            curves = plots.learning_curves(trained.curves, trained.fitted.rounds)
             importance = plots.feature_importance(trained.fitted.importances)
             version = clients.registry.log_version(
                 NewVersion(
@@ -237,8 +241,8 @@ def _model(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPlan]) -> 
                     manifest=manifest,
                     files=Path(folder),
                     params=trained.fitted.params,
-                    metrics={"rounds": trained.fitted.rounds, "validation_log_loss": trained.fitted.score or float("nan")},
-                    curves=trained.fitted.curves,
+                    metrics={"rounds": trained.fitted.rounds, "validation_log_loss": trained.score},
+                    curves=trained.curves,
                     plots={"learning_curves": curves, "feature_importance": importance, "trials": plots.optimization_history(result)},
                     tags=version_tags(manifest, context.run.run_id),
                 ),
@@ -251,7 +255,7 @@ def _model(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPlan]) -> 
                 "mlflow": dg.MetadataValue.url(clients.registry.model_ui_url(version) or clients.settings.mlflow_uri),
                 "model_sha256": contract.model_sha256,
                 "inputs": len(contract.features),
-                **numbers({"rounds": trained.fitted.rounds, "validation_log_loss": trained.fitted.score or float("nan")}),
+                **numbers({"rounds": trained.fitted.rounds, "validation_log_loss": trained.score}),
                 "learning_curves": picture(curves, "learning curves"),
                 "importance": picture(importance, "feature importance"),
             },

@@ -20,12 +20,16 @@ class Tick:
     cursor: str
 
 
-def new_entries(waiting: Mapping[str, int | None], cursor: str | None) -> Tick:
+def new_entries(waiting: Mapping[str, int | None], cursor: str | None, unfinished: bool = False) -> Tick:
     """Run when any stream has entries the group has not acknowledged. `waiting`: entries by stream, None = cannot be told.
 
-    The cursor counts the runs asked for, so that each gets a key of its own: a failed run is asked for again.
+    The cursor counts the runs asked for, so that each gets a key of its own: a failed run is asked for again. `unfinished`:
+    a run asked for before is queued or at work. It will find the entries too; asking at every tick would queue runs
+    faster than they end.
     """
     asked = int(cursor or 0)
+    if unfinished:
+        return Tick(False, "a run asked for before has not finished", str(asked))
     unknown = sorted(stream for stream, count in waiting.items() if count is None)
     total = sum(count or 0 for count in waiting.values())
     if total or unknown:
@@ -34,8 +38,10 @@ def new_entries(waiting: Mapping[str, int | None], cursor: str | None) -> Tick:
     return Tick(False, "no entry waits in any stream", str(asked))
 
 
-def new_outcomes(last_logged: str | None, versions: Mapping[str, int], cursor: str | None) -> Tick:
-    """Run when a prediction was logged, or a labelled table written, since the last run."""
+def new_outcomes(last_logged: str | None, versions: Mapping[str, int], cursor: str | None, unfinished: bool = False) -> Tick:
+    """Run when a prediction was logged, or a labelled table written, since the last run; not while one is `unfinished`."""
+    if unfinished:
+        return Tick(False, "a run asked for before has not finished", cursor or "")
     now = json.dumps({"log": last_logged, "tables": dict(sorted(versions.items()))}, sort_keys=True)
     if last_logged is None:
         return Tick(False, "no prediction was ever logged", cursor or "")

@@ -9,7 +9,7 @@ from typing import Any
 
 import dagster as dg
 
-from mlplatform.orchestration import partitions, policy
+from mlplatform.orchestration import policy
 from mlplatform.specs import Catalog, HttpReader, ModelSpec, StreamReader
 
 # A job is named here once and found by name everywhere else.
@@ -35,7 +35,7 @@ def reference_job(catalog: Catalog) -> Job:
 
 
 def daily_job(catalog: Catalog) -> Job:
-    """Raw and validated tables of every source with days, and all features of the day."""
+    """Raw and validated tables of every source with days; features follow by automation."""
     return _partitioned_job(catalog, f"{catalog.name}_daily", lambda _: True, "One day of every source with days: raw and validated")
 
 
@@ -56,9 +56,7 @@ def stream_job(catalog: Catalog) -> Job:
 def _partitioned_job(catalog: Catalog, name: str, wanted: Any, description: str) -> Job:
     sources = [s for s in catalog.sources if s.partitioned and wanted(s)]
     keys = [policy.key(stage, s.name) for s in sources for stage in ("raw", "validated", "quarantine")]
-    return dg.define_asset_job(
-        name, selection=dg.AssetSelection.assets(*keys), partitions_def=partitions.daily(catalog), description=description
-    )
+    return dg.define_asset_job(name, selection=dg.AssetSelection.assets(*keys), description=description)
 
 
 def training_job(spec: ModelSpec) -> Job:

@@ -21,6 +21,13 @@ from mlplatform.records import DriftSummary, PerformanceSummary
 from mlplatform.specs import Catalog, ModelSpec, StreamReader
 
 RUNNING = dg.DefaultSensorStatus.RUNNING
+UNFINISHED = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 
 
 def sensors(found: Sequence[Catalog]) -> list[dg.SensorDefinition]:
@@ -61,7 +68,7 @@ def _new_events(catalog: Catalog) -> dg.SensorDefinition:
                 waiting[reader.stream] = (
                     client.length(reader.stream) if status is None else (None if status.lag is None else status.lag + status.pending)
                 )
-        decision = new_entries(waiting, context.cursor)
+        decision = new_entries(waiting, context.cursor, _unfinished(context, stream_job(catalog).name))
         if not decision.run:
             return dg.SensorResult(skip_reason=decision.reason, cursor=decision.cursor)
         request = request_for_day(catalog, clients.clock.now().date(), decision.cursor)
@@ -85,7 +92,7 @@ def _new_outcomes(spec: ModelSpec) -> dg.SensorDefinition:
         with clients.platform_streams as stream:
             logged = stream.last_id(prediction_stream(spec.name))
         versions = {s: clients.lake.version(("validated", s)) for s in spec.inputs if clients.lake.exists(("validated", s))}
-        decision = new_outcomes(logged, versions, context.cursor)
+        decision = new_outcomes(logged, versions, context.cursor, _unfinished(context, monitoring_job(spec).name))
         if not decision.run:
             return dg.SensorResult(skip_reason=decision.reason, cursor=decision.cursor)
         return dg.SensorResult(run_requests=[dg.RunRequest(run_key=decision.cursor)], cursor=decision.cursor)
@@ -121,6 +128,11 @@ def _retrain(spec: ModelSpec) -> dg.SensorDefinition:
         return dg.SensorResult(run_requests=[request], cursor=decision.cursor)
 
     return retrain
+
+
+def _unfinished(context: dg.SensorEvaluationContext, job: str) -> bool:
+    """Whether a run of the job is queued, starting or at work."""
+    return bool(context.instance.get_run_ids(dg.RunsFilter(job_name=job, statuses=UNFINISHED), limit=1))
 
 
 def _summary(clients: Clients, stage: str, spec: ModelSpec) -> str | None:

@@ -1,0 +1,23 @@
+"""What tests of several folders share: the asset graph, loaded once a session because importing Feast takes seconds."""
+
+import os
+import warnings
+
+import pytest
+
+# Read when the libraries are imported, so before any of them: nothing of a test run calls home.
+os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
+
+@pytest.fixture(scope="session")
+def definitions() -> object:
+    """The definitions Dagster loads (`dg.Definitions`), with every catalog of the installation."""
+    with warnings.catch_warnings():
+        # At its import Feast asks for every deprecation to be printed once, ours that are errors included.
+        import feast  # noqa: F401
+    from mlplatform.catalog.discover import catalogs
+    from mlplatform.orchestration.build import build
+
+    return build(catalogs())

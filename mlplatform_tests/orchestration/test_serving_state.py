@@ -1,0 +1,193 @@
+"""What serves, changed for real: an MLflow store, the ledger in Delta, the notice in Redis."""
+
+import hashlib
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xgboost as xgb
+from redis import Redis
+
+from mlplatform.clients.registry import NewVersion, Registry
+from mlplatform.contracts import GATES_TAG, MODELS_CHANNEL, PREVIOUS, PRODUCTION, ContractFeature, ServingContract
+from mlplatform.deployment.decide import NothingToRollBackToError
+from mlplatform.orchestration import resources
+from mlplatform.orchestration.resources import Clients, PlatformResource
+from mlplatform.orchestration.serving_state import promote, roll_back, serving_state
+from mlplatform.records import TrainingManifest
+from mlplatform.settings import load_settings
+
+_NUMBERS = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    return Registry(f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}")
+
+
+@pytest.fixture(scope="session")
+def booster() -> bytes:
+    values = np.random.default_rng(0).normal(size=(100, 1))
+    data = xgb.QuantileDMatrix(values, label=(values[:, 0] > 0).astype(float), feature_names=["x"])
+    return bytes(xgb.train({"objective": "binary:logistic", "nthread": 1}, data, 2).save_raw("ubj"))
+
+
+@pytest.fixture
+def clients(environment: pytest.MonkeyPatch, registry: Registry) -> Clients:
+    environment.setenv("MLPLATFORM_MLFLOW_URL", registry.tracking_uri)
+    load_settings.cache_clear()
+    resources._CACHE.clear()
+    return PlatformResource().clients
+
+
+@pytest.fixture
+def model(registry: Registry, booster: bytes, tmp_path: Path) -> str:
+    """A model of its own with three versions: 1 and 2 passed their gates, 3 was refused."""
+    name = f"model_{next(_NUMBERS)}"
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "model.ubj").write_bytes(booster)
+    contract = ServingContract(
+        model=name,
+        task="binary",
+        description="Is x positive?",
+        framework="xgboost",
+        model_file="model.ubj",
+        model_sha256=hashlib.sha256(booster).hexdigest(),
+        project="test",
+        fields=(),
+        views=(),
+        functions=(),
+        features=(ContractFeature(name="x", kind="request", source="x", column="x"),),
+        training_set_hash="abc",
+    )
+    manifest = TrainingManifest(name, "s", 1, 1, ("x",), "abc", {}, "def", {}, {}, 0.5, {})
+    for verdict in ("passed", "passed", "refused"):
+        version = registry.log_version(NewVersion(contract, manifest, tmp_path / "files"))
+        registry.set_tags(version, {GATES_TAG: verdict})
+    return name
+
+
+def aliases(clients: Clients, model: str) -> tuple[int | None, int | None]:
+    found = (clients.registry.by_alias(model, alias) for alias in (PRODUCTION, PREVIOUS))
+    production, previous = (v.version if v else None for v in found)
+    return production, previous
+
+
+def told(clients: Clients, model: str) -> list[tuple[str, int | None, int | None, str]]:
+    return [(e.action, e.version, e.previous_version, e.actor) for e in clients.ledger.entries(model)]
+
+
+@pytest.fixture
+def notices(valkey_url: str):
+    """Names published on the models' channel so far."""
+    with Redis.from_url(valkey_url, decode_responses=True) as redis, redis.pubsub(ignore_subscribe_messages=True) as channel:
+        channel.subscribe(MODELS_CHANNEL)
+        channel.get_message(timeout=1)
+
+        def heard() -> list[str]:
+            found = []
+            while (message := channel.get_message(timeout=0.2)) is not None:
+                found.append(message["data"])
+            return found
+
+        yield heard
+
+
+def test_a_version_past_its_gates_serves_and_the_ledger_and_the_services_know(clients, model, notices):
+    decision = promote(clients, model, 1, "ann")
+    assert decision.action == "promote"
+    assert aliases(clients, model) == (1, None)
+    assert told(clients, model) == [("promote", 1, None, "ann")]
+    assert notices() == [model]
+
+
+def test_the_next_version_leaves_the_way_back(clients, model):
+    promote(clients, model, 1, "ann")
+    promote(clients, model, 2, "ann")
+    assert aliases(clients, model) == (2, 1)
+
+
+def test_promoting_what_serves_changes_nothing(clients, model, notices):
+    promote(clients, model, 1, "ann")
+    notices()
+    assert promote(clients, model, 1, "ann").action == "none"
+    assert len(told(clients, model)) == 1
+    assert notices() == []
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_version_that_failed_its_gates_is_refused_to_anybody_and_recorded(clients, model, notices, by_hand):
+    promote(clients, model, 1, "ann")
+    notices()
+    decision = promote(clients, model, 3, "ann", by_hand=by_hand)
+    assert decision.action == "refuse"
+    assert "refused" in decision.reason
+    assert aliases(clients, model) == (1, None)
+    assert told(clients, model)[-1] == ("refuse", 3, 1, "ann")
+    assert notices() == []
+
+
+def test_a_version_never_evaluated_is_refused(clients, model, registry, tmp_path):
+    contract = registry.contract_of(registry.version(model, 1))
+    manifest = TrainingManifest(model, "s", 1, 1, ("x",), "abc", {}, "def", {}, {}, 0.5, {})
+    registry.log_version(NewVersion(contract, manifest, tmp_path / "files"))
+    decision = promote(clients, model, 4, "ann", by_hand=True)
+    assert decision.action == "refuse"
+    assert "never evaluated" in decision.reason
+
+
+def test_a_rollback_goes_one_version_back_and_is_told(clients, model, notices):
+    promote(clients, model, 1, "ann")
+    promote(clients, model, 2, "ann")
+    notices()
+    decision = roll_back(clients, model, "too many complaints", "bob")
+    assert decision.action == "rollback"
+    assert aliases(clients, model) == (1, None)
+    assert told(clients, model)[-1] == ("rollback", 1, 2, "bob")
+    assert clients.ledger.entries(model)[-1].reason == "too many complaints"
+    assert notices() == [model]
+
+
+def test_what_was_rolled_back_comes_back_only_by_hand(clients, model):
+    promote(clients, model, 1, "dagster")
+    promote(clients, model, 2, "dagster")
+    roll_back(clients, model, "bad", "bob")
+    assert promote(clients, model, 2, "dagster", "run-9").action == "refuse"
+    assert aliases(clients, model)[0] == 1
+    assert promote(clients, model, 2, "ann", by_hand=True).action == "promote"
+    assert aliases(clients, model) == (2, 1)
+
+
+def test_the_first_version_cannot_be_rolled_back(clients, model):
+    with pytest.raises(NothingToRollBackToError):
+        roll_back(clients, model, "bad", "bob")
+    promote(clients, model, 1, "ann")
+    with pytest.raises(NothingToRollBackToError):
+        roll_back(clients, model, "bad", "bob")
+    assert aliases(clients, model) == (1, None)
+
+
+def test_a_promotion_killed_before_the_ledger_is_completed_by_the_next(clients, model, monkeypatch):
+    promote(clients, model, 1, "ann")
+    with monkeypatch.context() as patch:
+        patch.setattr("mlplatform.clients.ledger.Ledger.append", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            promote(clients, model, 2, "dagster", "run-1")
+    assert aliases(clients, model) == (2, 1)
+    assert promote(clients, model, 2, "dagster", "run-2").action == "promote"
+    assert told(clients, model) == [("promote", 1, None, "ann"), ("promote", 2, 1, "dagster")]
+    assert serving_state(clients, model).unrecorded is None
+
+
+def test_a_step_tried_again_in_its_run_records_once(clients, model, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(clients.redis, "publish", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            promote(clients, model, 1, "dagster", "run-1")
+    promote(clients, model, 1, "dagster", "run-1")
+    assert told(clients, model) == [("promote", 1, None, "dagster")]
+
+
+def _killed(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
