@@ -45,8 +45,11 @@ class Settings(BaseSettings):
 
     serving_url: str = Field("http://127.0.0.1:8000", description="Where the prediction service answers")
     dagster_url: str = Field("http://127.0.0.1:3000", description="Where the Dagster UI answers")
+    reports_url: str = Field("", description="Where HOME/reports is served; empty: links are files, or objects beside an S3 lake")
     code_version: str = Field("", description="Commit the code was built from, where there is no git checkout (an image)")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda[:n]; cuda fails loudly where there is none")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda[:n]; cuda fails loudly where there is none"
+    )
 
     @property
     def lake_root(self) -> str:

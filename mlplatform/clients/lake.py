@@ -32,19 +32,32 @@ class Lake:
 
     root: str
     storage_options: Mapping[str, str] = field(default_factory=dict)
+    # Opening a table reads its whole log; one that is open already only looks for newer commits.
+    _open: dict[Key, DeltaTable] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def uri(self, key: Key) -> str:
         return "/".join((self.root.rstrip("/"), *key))
 
     def exists(self, key: Key) -> bool:
-        return DeltaTable.is_deltatable(self.uri(key), self._options())
+        return key in self._open or bool(DeltaTable.is_deltatable(self.uri(key), self._options()))
 
     def table(self, key: Key, version: int | None = None) -> DeltaTable:
-        """The Delta table itself. Raises MissingTableError where nothing was ever written."""
+        """The Delta table itself, at its newest version or at `version`. Raises MissingTableError where nothing was ever written."""
+        if version is None and key in self._open:
+            table = self._open[key]
+            table.update_incremental()
+            return table
         try:
-            return DeltaTable(self.uri(key), version=version, storage_options=self._options())
+            table = DeltaTable(self.uri(key), version=version, storage_options=self._options())
         except TableNotFoundError as missing:
             raise MissingTableError(f"table {'/'.join(key)} does not exist yet: materialize the asset first") from missing
+        if version is None:
+            self._open[key] = table
+        return table
+
+    def _target(self, key: Key) -> DeltaTable | str:
+        """What to write to: the open table, or the place of one that does not exist yet."""
+        return self.table(key) if self.exists(key) else self.uri(key)
 
     def scan(self, key: Key, days: DayRange | None = None, version: int | None = None) -> pl.LazyFrame:
         """Lazy frame of a table; `days` reads only the partitions of those days."""
@@ -61,7 +74,7 @@ class Lake:
         """
         if days is None:
             write_deltalake(
-                self.uri(key),
+                self._target(key),
                 _plain(rows),
                 mode="overwrite",
                 schema_mode="overwrite",
@@ -74,7 +87,7 @@ class Lake:
             )
         else:
             write_deltalake(
-                self.uri(key),
+                self._target(key),
                 _plain(rows),
                 mode="overwrite",
                 predicate=f"{DAY} >= '{days.first}' AND {DAY} <= '{days.last}'",
@@ -98,7 +111,7 @@ class Lake:
         if transaction is not None and self.transaction(key, transaction[0]) >= transaction[1]:
             return False
         write_deltalake(
-            self.uri(key),
+            self._target(key),
             _plain(rows),
             mode="append",
             partition_by=[DAY] if partitioned else None,
@@ -118,10 +131,15 @@ class Lake:
         """The newest commit's value of a custom metadata entry, None where no commit has one."""
         if not self.exists(key):
             return None
-        return next((str(commit[name]) for commit in self.table(key).history() if name in commit), None)
+        table = self.table(key)
+        # Most often the last commit has it; the whole history is long.
+        for commits in (table.history(1), table.history()):
+            if (found := next((str(commit[name]) for commit in commits if name in commit), None)) is not None:
+                return found
+        return None
 
     def version(self, key: Key) -> int:
-        return self.table(key).version()
+        return int(self.table(key).version())
 
     def identity(self, key: Key) -> tuple[str, int]:
         """(table id, version): with time travel this names the exact content."""
@@ -130,7 +148,7 @@ class Lake:
 
     def row_count(self, key: Key, days: DayRange | None = None) -> int:
         if days is None:
-            return self.table(key).count()  # from the log's statistics: no file is read
+            return int(self.table(key).count())  # from the log's statistics: no file is read
         return int(self.scan(key, days).select(pl.len()).collect().item())
 
     def time_of(self, key: Key, version: int) -> datetime:

@@ -7,19 +7,26 @@ The browser is driven through its DevTools protocol: a page is pictured when a c
 after a guessed time (the Dagster UI loads its graph, then lays it out in a worker).
 """
 
+import argparse
 import base64
 import json
+import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from rich.console import Console
+
 from mlplatform.local.processes import end_groups
+from mlplatform.local.service_state import recorded_services
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
@@ -42,7 +49,7 @@ class PictureError(RuntimeError):
 class Picture:
     """One page and its file. `drawn` is JavaScript, true once the page shows what the picture is about.
 
-    `act` is JavaScript run then, before the picture is taken. `scale` is pixels of the picture per pixel of the page.
+    `prepare` is JavaScript run then, after which the page is loaded once more: for what a page remembers.
     """
 
     name: str
@@ -50,8 +57,7 @@ class Picture:
     drawn: str
     width: int = 1440
     height: int = 900
-    scale: float = 1.0
-    act: str = ""
+    prepare: str = ""
 
 
 def find_chromium() -> Path | None:
@@ -67,6 +73,7 @@ class Browser(AbstractContextManager["Browser"]):
         self.program = program
         self._profile = tempfile.TemporaryDirectory(prefix="mlplatform-chromium-", ignore_cleanup_errors=True)
         self._sent = 0
+        self._closing = ExitStack()
 
     def __enter__(self) -> Self:
         from websockets.sync.client import connect
@@ -93,7 +100,7 @@ class Browser(AbstractContextManager["Browser"]):
             start_new_session=True,
         )
         try:
-            self._socket: ClientConnection = connect(self._address(), max_size=None, proxy=None)
+            self._socket: ClientConnection = self._closing.enter_context(connect(self._address(), max_size=None, proxy=None))
             target = self._call("Target.createTarget", url="about:blank")["targetId"]
             self._page: str = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         except BaseException:
@@ -102,10 +109,10 @@ class Browser(AbstractContextManager["Browser"]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._socket.close()
         self._end()
 
     def _end(self) -> None:
+        self._closing.close()
         end_groups([self._process.pid], grace_s=5.0)
         self._process.wait()
         self._profile.cleanup()
@@ -140,21 +147,119 @@ class Browser(AbstractContextManager["Browser"]):
 
     def take(self, picture: Picture) -> bytes:
         """The page as PNG, once it is drawn. Raises PictureError where it isn't in time."""
-        self._call(
-            "Emulation.setDeviceMetricsOverride",
-            self._page,
-            width=picture.width,
-            height=picture.height,
-            deviceScaleFactor=picture.scale,
-            mobile=False,
-        )
+        size = {"width": picture.width, "height": picture.height}
+        self._call("Emulation.setDeviceMetricsOverride", self._page, **size, deviceScaleFactor=1, mobile=False)
+        self._show(picture)
+        if picture.prepare:
+            self._evaluate(picture.prepare)
+            time.sleep(_SETTLE_S)
+            self._show(picture)
+        time.sleep(_SETTLE_S)
+        return base64.b64decode(self._call("Page.captureScreenshot", self._page, format="png")["data"])
+
+    def _show(self, picture: Picture) -> None:
+        self._call("Page.navigate", self._page, url="about:blank")  # or the last page could pass for this one
         self._call("Page.navigate", self._page, url=picture.url)
         deadline = time.monotonic() + _PAGE_S
         while not self._evaluate(f"!!({picture.drawn})"):
             if time.monotonic() > deadline:
                 raise PictureError(f"{picture.name}: {picture.url} did not show what was waited for within {_PAGE_S:.0f} s")
             time.sleep(_LOOK_EVERY_S)
-        if picture.act:
-            self._evaluate(picture.act)
-        time.sleep(_SETTLE_S)
-        return base64.b64decode(self._call("Page.captureScreenshot", self._page, format="png")["data"])
+
+
+# --- which pages -----------------------------------------------------------------------------------------------------
+
+MODEL_STAGES = ("training", "evaluation", "deployment", "monitoring")
+
+# What the Dagster UI remembers between two loads of a page.
+_NARROW_MENU = "localStorage.setItem('dagster-nav-collapsed', 'true');"
+# Every asset of a model has the model's name: what it is stands in its description.
+_NODE_TEXTS = "localStorage.setItem('asset-node-facets', JSON.stringify(['description', 'checks', 'latest-event', 'status', 'kind-tag']));"
+_TOP_TO_BOTTOM = "document.dispatchEvent(new KeyboardEvent('keydown', {key: 'o', code: 'KeyO', altKey: true, bubbles: true}));"
+_NO_GREETING = "[...document.querySelectorAll('button')].find((button) => button.innerText === 'Skip')?.click();"
+# The side panel is folded on the way, so that the whole width is laid out; the nodes come before what they say.
+_GRAPH = """(() => {
+  const panel = document.querySelector('[aria-label=panel_show_right]');
+  if (panel) { panel.closest('button').click(); return false; }
+  return document.querySelectorAll('svg foreignObject').length >= 10 && !document.body.innerText.includes('fetching statuses');
+})()"""
+
+
+def pictures(services: dict[str, str], home: Path) -> Iterator[Picture]:
+    """Every picture of the guide, of the services by name and address."""
+    dagster, serving = services["dagster-webserver"], services["serving"]
+    graph = lineage(dagster, MODEL_STAGES)
+    yield Picture("lineage", graph, _GRAPH, 3300, 760, _NO_GREETING + _NARROW_MENU + _NODE_TEXTS)
+    yield Picture("lineage-model", graph, _GRAPH, 1500, 2300, _NARROW_MENU + _NODE_TEXTS + _TOP_TO_BOTTOM)
+    yield Picture("serving-docs", f"{serving}/docs", "document.querySelectorAll('article').length > 3", 1280, 1500)
+    if (report := newest_report(home)) is not None:
+        yield Picture("drift-report", report.as_uri(), "document.querySelectorAll('.js-plotly-plot, canvas, table').length > 0", 1280, 1300)
+
+
+def lineage(url: str, groups: Sequence[str]) -> str:
+    """The address of the global lineage with these groups opened."""
+    return f"{url}/asset-groups?expanded={','.join(f'global@global:{group}' for group in groups)}"
+
+
+def newest_report(home: Path) -> Path | None:
+    """The newest report of data drift; None before the first."""
+    found = (home.absolute() / "reports" / "data_drift").glob("*/*.html")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def take_pictures(home: Path, folder: Path, console: Console, only: Sequence[str] = ()) -> int:
+    """Writes every picture (or those of `only`) into `folder`. Returns the exit status; 0 too where there is no Chromium."""
+    program = find_chromium()
+    if program is None:
+        console.print("No Chromium was found: the pictures stay as they are. Install chromium to renew them.")
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
+    with _running(home) as services, Browser(program) as browser:
+        for picture in pictures(services, home):
+            if not only or picture.name in only:
+                (folder / f"{picture.name}.png").write_bytes(browser.take(picture))
+                console.print(f"{picture.name}.png: {picture.url}", highlight=False)
+    return 0
+
+
+@contextmanager
+def _running(home: Path) -> Iterator[dict[str, str]]:
+    """The addresses of the platform under `home`. One that does not run is started (built, where nothing is there) and ended again."""
+    from mlplatform.local.up import run_down, run_up
+
+    started = not recorded_services(home.absolute())
+    try:
+        if started and (home / "lake" / "predictions").exists():
+            run_up(home, speed=0.0)
+        elif started:
+            from mlplatform.local.demo import run_demo
+
+            if run_demo(home, days=1, keep=True) != 0:
+                raise PictureError("the demo failed: there is nothing to take pictures of")
+        services = {service.name: service.url for service in recorded_services(home.absolute())}
+        if missing := {"dagster-webserver", "serving"} - set(services):
+            raise PictureError(
+                f"{' and '.join(sorted(missing))} do not run under {home}: `make down`, then `make pictures` starts everything"
+            )
+        yield services
+    finally:
+        if started:
+            run_down(home)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="mlplatform.local.pictures", description="Take the guide's pictures of a running local platform.")
+    parser.add_argument("--home", type=Path, default=Path(os.environ.get("MLPLATFORM_HOME", ".mlplatform")))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "docs" / "pictures")
+    parser.add_argument("only", nargs="*", help="names of pictures; all of them if none is given")
+    given = parser.parse_args()
+    console = Console()
+    try:
+        return take_pictures(given.home, given.out, console, given.only)
+    except PictureError as fault:
+        console.print(f"[red]error:[/red] {fault}", highlight=False)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,9 +7,10 @@ Does not belong here: how one service is started (`services`), or what is done o
 import json
 import os
 import shutil
+import socket
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +25,11 @@ from mlplatform.settings import load_settings
 START = datetime(2013, 9, 1, tzinfo=UTC)
 
 ENVIRONMENT = "environment.json"
+PORTS = "ports.json"
+SERVICES = ("valkey", "sources", "mlflow", "reports", "serving", "dagster")
 
 # What a new demo starts without. The cache of the sample data stays: it is the same every time.
-STATE = ("lake", "mlflow", "valkey", "dagster", "feast", "optuna", "serving", "reports", "data_docs", "logs", "clock.json", ENVIRONMENT)
+STATE = ("lake", "mlflow", "valkey", "dagster", "feast", "optuna", "serving", "reports", "logs", "clock.json", ENVIRONMENT)
 
 
 def reset(home: Path) -> None:
@@ -37,6 +40,25 @@ def reset(home: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def stable_ports(home: Path) -> dict[str, int]:
+    """A loopback port per service: the one it had last time where that is still free, so that links keep working."""
+    file = home / PORTS
+    known: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
+    ports = {name: known[name] if name in known and _is_free(known[name]) else free_port() for name in SERVICES}
+    file.write_text(json.dumps(ports))
+    return ports
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((services.HOST, port))
+        except OSError:
+            return False
+    return True
 
 
 def repository_root() -> Path:
@@ -53,7 +75,6 @@ class LocalPlatform(AbstractContextManager["LocalPlatform"]):
 
     home: Path
     start: datetime = START
-    ports: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.home = self.home.absolute()
@@ -77,15 +98,14 @@ class LocalPlatform(AbstractContextManager["LocalPlatform"]):
     def _start_base(self) -> None:
         if not self.clock.path.exists():
             self.clock.set(self.start)
-        valkey = self.supervisor.start(services.valkey(self.home, self.ports.get("valkey")))
+        self.ports = stable_ports(self.home)
+        valkey = self.supervisor.start(services.valkey(self.home, self.ports["valkey"]))
         base = [
-            services.source_systems(self.home, valkey.url, self.clock.path, self.start, self.ports.get("sources")),
-            services.mlflow(self.home, self.ports.get("mlflow")),
+            services.source_systems(self.home, valkey.url, self.clock.path, self.start, self.ports["sources"]),
+            services.mlflow(self.home, self.ports["mlflow"]),
+            services.reports(self.home, self.ports["reports"]),
         ]
-        sources, mlflow = self.supervisor.start_all(base)
-        serving_port = self.ports.get("serving") or free_port()
-        dagster_port = self.ports.get("dagster") or free_port()
-        self.ports = {**self.ports, "serving": serving_port, "dagster": dagster_port}
+        sources, mlflow, reports = self.supervisor.start_all(base)
         self._use(
             {
                 "MLPLATFORM_PROFILE": "local",
@@ -95,8 +115,9 @@ class LocalPlatform(AbstractContextManager["LocalPlatform"]):
                 "MLPLATFORM_MLFLOW_URL": mlflow.url,
                 "MLPLATFORM_SOURCE_REFERENCE": f"sqlite:///{self.home / 'sources' / 'reference.db'}",
                 "MLPLATFORM_SOURCE_WEATHER": sources.url,
-                "MLPLATFORM_SERVING_URL": f"http://{services.HOST}:{serving_port}",
-                "MLPLATFORM_DAGSTER_URL": f"http://{services.HOST}:{dagster_port}",
+                "MLPLATFORM_REPORTS_URL": reports.url,
+                "MLPLATFORM_SERVING_URL": f"http://{services.HOST}:{self.ports['serving']}",
+                "MLPLATFORM_DAGSTER_URL": f"http://{services.HOST}:{self.ports['dagster']}",
                 "MLPLATFORM_FEAST_REGISTRY": str(self.home / "feast" / "registry.db"),
                 "MLPLATFORM_DAGSTER_HISTORY": str(self.home / "dagster" / "history"),
                 "DAGSTER_HOME": str(self.home / "dagster"),

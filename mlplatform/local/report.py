@@ -3,6 +3,7 @@
 Belongs here: rendering. Does not belong here: measuring (`accounting`) or doing anything.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,24 @@ class StepCounter:
             self._progress.update(self._task, description=f"{self._name}: {step}")
 
 
+@contextmanager
+def warnings_to_file(path: Path) -> Iterator[None]:
+    """Keeps libraries' warnings (deprecations inside Dagster, Feast's alpha notes) out of the bars, and in a file."""
+    logger = logging.getLogger("py.warnings")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, delay=True)
+    logger.addHandler(handler)
+    propagate, logger.propagate = logger.propagate, False
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        logger.propagate = propagate
+        logger.removeHandler(handler)
+        handler.close()
+
+
 @dataclass
 class Report:
     """Collects and shows. `status` is the command's exit status."""
@@ -76,7 +95,7 @@ class Report:
     @contextmanager
     def live(self) -> Iterator[None]:
         self.console.print("[bold]mlplatform demo[/bold]: every flight out of New York in 2013, from source systems to a drift report")
-        with self._progress:
+        with self._progress, warnings_to_file(self.home / "logs" / "warnings.log"):
             yield
 
     @contextmanager

@@ -149,6 +149,20 @@ def source_settings(home: Path, redis_url: str, weather_url: str) -> dict[str, s
     }
 
 
+def reports(home: Path, port: int | None = None) -> Launch:
+    """HOME/reports over HTTP: drift reports and Data Docs, linked from the assets. Listing and reading only."""
+    port = port or free_port()
+    folder = home.absolute() / "reports"
+    folder.mkdir(parents=True, exist_ok=True)
+    return Launch(
+        name="reports",
+        command=[sys.executable, "-m", "http.server", str(port), "--bind", HOST, "--directory", str(folder)],
+        ready=http_ready(port, "/"),
+        url=f"http://{HOST}:{port}",
+        port=port,
+    )
+
+
 def prediction_service(environment: Mapping[str, str] | None = None, port: int | None = None) -> Launch:
     """The prediction service. Counts as started when it is live; whether it has a model is for `/health/ready` to say."""
     port = port or free_port()

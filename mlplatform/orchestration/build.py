@@ -54,7 +54,7 @@ def tracking_resource(context: dg.InitResourceContext) -> Iterator[Any]:
 
     clients = PlatformResource().clients
     clients.registry.ensure_experiment(EXPERIMENT)
-    config = {
+    config: dict[str, Any] = {
         "experiment_name": EXPERIMENT,
         "mlflow_tracking_uri": clients.settings.mlflow_uri,
         "parent_run_id": None,

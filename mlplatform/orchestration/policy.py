@@ -6,6 +6,7 @@ Belongs here: what is the same for every asset of a stage. Does not belong here:
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import dagster as dg
 
@@ -59,7 +60,7 @@ def spec(
     deps: list[dg.AssetDep] | None = None,
     partitions: dg.PartitionsDefinition | None = None,
     metadata: Mapping[str, object] | None = None,
-    condition: dg.AutomationCondition | None = None,
+    condition: dg.AutomationCondition[Any] | None = None,
     code_version: str | None = None,
     freshness: dg.FreshnessPolicy | None = None,
     extra_kinds: frozenset[str] = frozenset(),

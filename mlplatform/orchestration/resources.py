@@ -15,6 +15,7 @@ from mlplatform.clock import Clock, clock_from
 from mlplatform.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from dagster_aws.s3 import S3Resource
     from feast import FeatureStore
     from redis import Redis
 
@@ -58,6 +59,19 @@ class Clients:
         from mlplatform.training.trainers.base import cuda_devices
 
         return "cuda" if build_info()["USE_CUDA"] and cuda_devices() else "cpu"
+
+    @cached_property
+    def s3(self) -> "S3Resource":
+        """dagster-aws's S3 resource, with the lake's own settings; for whole files, tables go through deltalake."""
+        from dagster_aws.s3 import S3Resource
+
+        s = self.settings
+        return S3Resource(
+            endpoint_url=s.s3_endpoint_url or None,
+            region_name=s.s3_region,
+            aws_access_key_id=s.s3_access_key_id.get_secret_value() or None,
+            aws_secret_access_key=s.s3_secret_access_key.get_secret_value() or None,
+        )
 
     @cached_property
     def redis(self) -> "Redis":

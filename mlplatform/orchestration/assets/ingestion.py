@@ -4,6 +4,7 @@ Belongs here: the asset of a source. Does not belong here: how it is read (`land
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import dagster as dg
 
@@ -50,7 +51,7 @@ def _raw(catalog: Catalog, spec: SourceSpec) -> dg.AssetsDefinition:
     return raw
 
 
-def _metadata(platform: PlatformResource, spec: SourceSpec, landed: Landed) -> dict[str, object]:
+def _metadata(platform: PlatformResource, spec: SourceSpec, landed: Landed) -> dict[str, Any]:
     lake = platform.clients.lake
     days = {"first_day": landed.days.first.isoformat(), "last_day": landed.days.last.isoformat()} if landed.days else {}
     return {

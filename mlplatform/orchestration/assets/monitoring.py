@@ -15,6 +15,7 @@ import dagster as dg
 import polars as pl
 
 from mlplatform.clients.lake import DAY
+from mlplatform.clients.stream import StreamClient
 from mlplatform.contracts import PRODUCTION, prediction_stream
 from mlplatform.evaluation.metrics import score
 from mlplatform.monitoring import drain as log
@@ -24,6 +25,7 @@ from mlplatform.orchestration.automation import conditions
 from mlplatform.orchestration.drift_inputs import Reference, served_features, training_reference
 from mlplatform.orchestration.joins import model_rows
 from mlplatform.orchestration.metadata import md_table, numbers, picture
+from mlplatform.orchestration.reports import folder, publish
 from mlplatform.orchestration.resources import Clients, PlatformResource
 from mlplatform.records import DayRange, DriftSummary, PerformanceSummary
 from mlplatform.specs import ModelSpec
@@ -96,7 +98,7 @@ def _asset(spec: ModelSpec, stage: str, description: str, upstream: Sequence[dg.
 
 
 def drain_log(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any]:
-    """Moves the prediction log into Delta, batch by batch. Returns the asset's metadata."""
+    """Moves the prediction log into Delta, batch by batch, and trims it of what is stored. Returns the asset's metadata."""
     lake, key, aside = clients.lake, ("predictions", spec.name), ("quarantine", f"predictions_{spec.name}")
     fields = outcomes.outcome_columns(spec.row_key, spec.slices, spec.request_fields)
     written, set_aside, repeated = 0, 0, 0
@@ -125,12 +127,22 @@ def drain_log(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any]:
                 set_aside + drained.set_aside.height,
                 repeated + drained.repeated,
             )
+        _trim(stream, spec, min(lake.transaction(key, _APPLICATION), lake.transaction(aside, _APPLICATION)))
+    if not lake.exists(key):
+        # The log was read and holds nothing: an empty table, not a missing one.
+        lake.append(key, pl.DataFrame(schema=log.predictions_schema(fields)), metadata={"run_id": run_id})
     return {
         "dagster/row_count": lake.row_count(key) if lake.exists(key) else 0,
         "drained": written,
         "set_aside_unreadable": set_aside,
         "repeated_by_the_service": repeated,
     }
+
+
+def _trim(stream: StreamClient, spec: ModelSpec, stored: int) -> None:
+    """Takes entries off the log that both tables have committed, but for the last: by it the sensor sees how far the log goes."""
+    if stored > 0:
+        stream.trim_through(prediction_stream(spec.name), log.stream_id_at(stored - 1))
 
 
 def _recent_requests(clients: Clients, spec: ModelSpec) -> set[tuple[str, int]]:
@@ -157,6 +169,8 @@ def join_labels(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any
     if changed:
         span = DayRange(changed[0], changed[-1])
         lake.replace(key, fresh.filter(pl.col(DAY).is_between(span.first, span.last)), span, {"run_id": run_id})
+    elif not lake.exists(key):
+        lake.append(key, fresh, metadata={"run_id": run_id})
     states = dict(fresh["state"].value_counts().iter_rows()) if fresh.height else {}
     return {
         "dagster/row_count": lake.row_count(key) if lake.exists(key) else 0,
@@ -190,7 +204,7 @@ def report_data_drift(clients: Clients, spec: ModelSpec, run_id: str) -> dict[st
     """Drift of the served inputs against the training set."""
     found = _both_sides(clients, spec)
     if found is None:
-        return {"note": "no version serves, or no prediction was drained yet: nothing measured"}
+        return {"note": "no version serves, or it was asked nothing in the last 7 days: nothing measured"}
     reference, current = found
     html = _report_file(clients, spec, "data_drift", run_id)
     summary = drift.data_drift(
@@ -209,7 +223,7 @@ def report_prediction_drift(clients: Clients, spec: ModelSpec, run_id: str) -> d
     """Drift of the answers against those for the test rows."""
     found = _both_sides(clients, spec)
     if found is None:
-        return {"note": "no version serves, or no prediction was drained yet: nothing measured"}
+        return {"note": "no version serves, or it was asked nothing in the last 7 days: nothing measured"}
     reference, current = found
     html = _report_file(clients, spec, "prediction_drift", run_id)
     summary = drift.prediction_drift(reference.predictions, current["prediction"].to_numpy(), model=spec.name, html=html, seed=spec.seed)
@@ -222,6 +236,8 @@ def _both_sides(clients: Clients, spec: ModelSpec) -> tuple[Reference, pl.DataFr
         return None
     now = clients.clock.now()
     current = served_features(clients, spec, DayRange((now - DRIFT_WINDOW).date(), now.date()))
+    if current.is_empty():
+        return None
     return training_reference(clients, spec, champion), current
 
 
@@ -237,7 +253,7 @@ def _drift_metadata(clients: Clients, spec: ModelSpec, summary: DriftSummary | N
         "threshold": summary.threshold,
         "reference_rows": summary.reference_rows,
         "current_rows": summary.current_rows,
-        "report": dg.MetadataValue.url(html.absolute().as_uri()),
+        "report": publish(clients, html),
         "plot": picture(drift.drift_plot(summary), "drift by column"),
     }
 
@@ -250,9 +266,7 @@ def _store(clients: Clients, stage: str, spec: ModelSpec, summary: PerformanceSu
 
 
 def _report_file(clients: Clients, spec: ModelSpec, stage: str, run_id: str) -> Path:
-    path = clients.settings.home.absolute() / "reports" / stage / spec.name / f"{run_id}.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+    return folder(clients, f"{stage}/{spec.name}") / f"{run_id}.html"
 
 
 def _blank(value: object) -> object:

@@ -6,8 +6,7 @@ Belongs here: which rows are split against which references, and the contract's 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import polars as pl
@@ -16,6 +15,7 @@ from mlplatform.clients.lake import MissingTableError
 from mlplatform.orchestration import partitions, policy
 from mlplatform.orchestration.automation import conditions
 from mlplatform.orchestration.metadata import column_schema, md_table
+from mlplatform.orchestration.reports import folder, publish
 from mlplatform.orchestration.resources import Clients, PlatformResource
 from mlplatform.records import DayRange, ValidationSummary
 from mlplatform.specs import Catalog, Coverage, SourceSpec
@@ -89,7 +89,7 @@ def _validated(catalog: Catalog, spec: SourceSpec, sources: Mapping[str, SourceS
                 "broken": dg.MetadataValue.md(md_table(("rule", "rows"), summary.broken.items())),
             },
         )
-        checks = list(_checks(spec, summary, covers, suite, validated))
+        checks = list(_checks(clients, spec, summary, covers, suite, validated))
         if summary.failures:
             # The good rows of an unacceptable day are not written: what stands is the last acceptable state.
             yield from checks
@@ -146,8 +146,7 @@ def _suite(clients: Clients, spec: SourceSpec, inputs: Inputs, days: DayRange | 
         return None
     from mlplatform.validation.expectations import run_suite
 
-    folder = clients.settings.home.absolute() / "data_docs"
-    return run_suite(inputs.rows, spec, folder, references=inputs.references, context=inputs.context, run=run_id)
+    return run_suite(inputs.rows, spec, folder(clients, "data_docs"), references=inputs.references, context=inputs.context, run=run_id)
 
 
 def _cover(clients: Clients, spec: SourceSpec, declared: Coverage, validated: pl.DataFrame, days: DayRange) -> table.CoverageResult:
@@ -186,7 +185,12 @@ def _reference_rows(clients: Clients, source: str) -> pl.DataFrame:
 
 
 def _checks(
-    spec: SourceSpec, summary: ValidationSummary, covers: Sequence[table.CoverageResult], suite: "SuiteResult | None", key: dg.AssetKey
+    clients: Clients,
+    spec: SourceSpec,
+    summary: ValidationSummary,
+    covers: Sequence[table.CoverageResult],
+    suite: "SuiteResult | None",
+    key: dg.AssetKey,
 ) -> Iterator[dg.AssetCheckResult]:
     warn = dg.AssetCheckSeverity.WARN
     yield dg.AssetCheckResult(
@@ -218,23 +222,23 @@ def _checks(
         passed=suite is None or suite.success,
         severity=warn,
         description="not run yet: it is run once the day is complete" if suite is None else "; ".join(suite.failed),
-        metadata=_docs(suite),
+        metadata=_docs(clients, suite),
     )
 
 
-def _metadata(clients: Clients, spec: SourceSpec, summary: ValidationSummary, suite: "SuiteResult | None") -> dict[str, object]:
+def _metadata(clients: Clients, spec: SourceSpec, summary: ValidationSummary, suite: "SuiteResult | None") -> dict[str, Any]:
     return {
         "dagster/partition_row_count" if spec.partitioned else "dagster/row_count": summary.validated,
         "accounting": dg.MetadataValue.md(_accounting(summary)),
         "quarantined": summary.quarantined,
         "redelivered": summary.redelivered,
         "path": dg.MetadataValue.path(clients.lake.uri(("validated", spec.name))),
-        **_docs(suite),
+        **_docs(clients, suite),
     }
 
 
-def _docs(suite: "SuiteResult | None") -> dict[str, dg.MetadataValue]:
-    return {"data_docs": dg.MetadataValue.url(Path(suite.docs_path).absolute().as_uri())} if suite and suite.docs_path else {}
+def _docs(clients: Clients, suite: "SuiteResult | None") -> dict[str, dg.MetadataValue]:
+    return {"data_docs": publish(clients, suite.docs_path)} if suite and suite.docs_path else {}
 
 
 def _accounting(summary: ValidationSummary) -> str:

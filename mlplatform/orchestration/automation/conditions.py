@@ -3,10 +3,12 @@
 Belongs here: when an asset is materialized by itself. Does not belong here: schedules and sensors (own files).
 """
 
+from typing import Any
+
 import dagster as dg
 
 
-def after_gates() -> dg.AutomationCondition:
+def after_gates() -> dg.AutomationCondition[Any]:
     """Follow upstream, but only past its blocking checks.
 
     Prevents: a partition whose validation failed flowing on at the next tick. Plain `eager()` does not look at checks,
@@ -15,7 +17,7 @@ def after_gates() -> dg.AutomationCondition:
     return dg.AutomationCondition.eager() & dg.AutomationCondition.all_deps_blocking_checks_passed()
 
 
-def after_gates_any_day() -> dg.AutomationCondition:
+def after_gates_any_day() -> dg.AutomationCondition[Any]:
     """As `after_gates`, for daily partitions of any day.
 
     Prevents: late data of yesterday being ignored. `eager()` looks at the latest time window only; with late events (and
@@ -27,7 +29,7 @@ def after_gates_any_day() -> dg.AutomationCondition:
     ).with_label("after_gates_any_day")
 
 
-def newest_values() -> dg.AutomationCondition:
+def newest_values() -> dg.AutomationCondition[Any]:
     """For an unpartitioned asset below a partitioned one: whenever any day was updated and passed its gates.
 
     Prevents: online values never refreshed. `eager()` asks for all upstream partitions to be there, the days of the

@@ -156,8 +156,7 @@ def online(valkey_url: str, shop: str) -> codec.Decoded | None:
     with Redis.from_url(valkey_url) as redis:
         packed = redis.get(codec.entity_key(ONLINE_PROJECT, "shop_totals", [shop]))
     order = codec.feature_order(PLAN.features)
-    found = codec.decode(packed, codec.schema_hash("shop_totals", order), len(order))
-    return found
+    return codec.decode(packed, codec.schema_hash("shop_totals", order), len(order))
 
 
 def value(found: codec.Decoded, feature: str) -> float:

@@ -69,8 +69,7 @@ class Graph:
         found = dg.evaluate_automation_conditions(self.definitions, self.instance, dg.AssetSelection.all(), cursor=self.cursor)
         self.cursor = found.cursor
         graph = self.definitions.resolve_asset_graph()
-        requested = {key: found.get_requested_partitions(key) for key in graph.get_all_asset_keys() if found.get_num_requested(key)}
-        return requested
+        return {key: found.get_requested_partitions(key) for key in graph.get_all_asset_keys() if found.get_num_requested(key)}
 
 
 @pytest.fixture
