@@ -8,7 +8,7 @@ XGB    := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 STAMP  := $(VENV)/.installed-$(XGB)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo up down test check lint types imports format pictures clean
+.PHONY: help install lock demo up down test bench check lint types imports format pictures clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,7 +33,10 @@ down: install ## stop what `make up` or `demo --keep` started
 	@$(BIN)/mlplatform down
 
 test: install ## every test, on real components
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: install ## the model's quality on the whole year, beside its bounds
+	@$(BIN)/mlplatform bench quality
 
 check: install lint types imports ## lint, types, import rules
 

@@ -12,11 +12,16 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 
 
 @pytest.fixture(scope="session")
-def definitions() -> object:
-    """The definitions Dagster loads (`dg.Definitions`), with every catalog of the installation."""
+def feast_imported() -> None:
+    """Feast, with the filters for warnings as they were: at its import it asks for every deprecation to be printed once,
+    which would let those pass that are errors here."""
     with warnings.catch_warnings():
-        # At its import Feast asks for every deprecation to be printed once, ours that are errors included.
         import feast  # noqa: F401
+
+
+@pytest.fixture(scope="session")
+def definitions(feast_imported: None) -> object:
+    """The definitions Dagster loads (`dg.Definitions`), with every catalog of the installation."""
     from mlplatform.catalog.discover import catalogs
     from mlplatform.orchestration.build import build
 

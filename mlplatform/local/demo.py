@@ -69,7 +69,8 @@ class Demo:
     tally: "Tally"
 
     @classmethod
-    def open(cls, platform: LocalPlatform, report: Report, trials: int | None) -> "Demo":
+    def open(cls, platform: LocalPlatform, report: Report, trials: int | None, catalog: "Catalog | None" = None) -> "Demo":
+        """A demo of `catalog`; None: the first that is found. `trials` replaces its models' own number of tuning trials."""
         with report.task("loading the asset graph"):
             from mlplatform.catalog.discover import catalogs
             from mlplatform.features.declared import plans
@@ -79,7 +80,7 @@ class Demo:
             from mlplatform.orchestration.resources import Clients
             from mlplatform.settings import load_settings
 
-            catalog = catalogs()[0]
+            catalog = catalog or catalogs()[0]
             if trials is not None:
                 catalog = with_trials(catalog, trials)
             runner = Runner.open(build([catalog]), platform.home / "dagster")
@@ -93,7 +94,7 @@ class Demo:
         """Materializes everything up to the start, and starts the prediction service."""
         from mlplatform.orchestration.assets.features import days_until
 
-        self.tables(days_until(self.catalog, START.date()))
+        self.tables(days_until(self.catalog, self.platform.start.date()))
         run = self.runner.run
         for stages in (("training_set", "tuning", "model"), ("evaluation",), ("deployment",)):
             name = "training" if len(stages) > 1 else stages[0]
@@ -127,15 +128,15 @@ class Demo:
 
     # --- the first days of September ---
 
-    def replay(self, start: datetime, end: datetime) -> None:
+    def replay(self, start: datetime, end: datetime, aftermath: timedelta = AFTERMATH) -> None:
         """Lets the days pass: events, features, questions, answers, outcomes and monitoring as the clock goes."""
         from mlplatform.client import PredictionClient
         from mlplatform.local.replay import Replay
 
         with PredictionClient(self.clients.settings.serving_url) as client:
             replay = Replay(self.platform, self.runner, self.clients, self.catalog, self.model, self.plans, client, self.tally)
-            with self.report.replay(start, end + AFTERMATH) as progress:
-                replay.run(start, end, AFTERMATH, TICK, MONITOR_EVERY, progress)
+            with self.report.replay(start, end + aftermath) as progress:
+                replay.run(start, end, aftermath, TICK, MONITOR_EVERY, progress)
         for stage, seconds in replay.seconds.items():
             self.report.add_seconds(stage, seconds)
 

@@ -134,7 +134,10 @@ class Browser(AbstractContextManager["Browser"]):
         message = {"id": self._sent, "method": method, "params": params} | ({"sessionId": page} if page else {})
         self._socket.send(json.dumps(message))
         while True:
-            answer = json.loads(self._socket.recv(timeout=_PAGE_S))
+            try:
+                answer = json.loads(self._socket.recv(timeout=_PAGE_S))
+            except TimeoutError as late:
+                raise PictureError(f"{method}: no answer from the browser within {_PAGE_S:.0f} s") from late
             if answer.get("id") == self._sent:
                 if "error" in answer:
                     raise PictureError(f"{method}: {answer['error'].get('message')}")

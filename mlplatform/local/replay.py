@@ -18,7 +18,7 @@ from mlplatform.local.profile import LocalPlatform
 from mlplatform.local.runs import Runner
 from mlplatform.local.traffic import Schedule, Tally, ask, between
 from mlplatform.records import DayRange
-from mlplatform.specs import Catalog, HttpReader, ModelSpec, StreamReader
+from mlplatform.specs import Catalog, HttpReader, ModelSpec, SourceSpec, StreamReader
 
 if TYPE_CHECKING:
     from mlplatform.features.plan import ViewPlan
@@ -80,15 +80,28 @@ class Replay:
 
     def _tick(self, at: datetime, tick: timedelta) -> None:
         """One run for what became known: today's raw and validated rows, and the views whose time has come."""
-        kinds = (StreamReader, HttpReader) if at.minute == 0 else (StreamReader,)
-        sources = [s.name for s in self.catalog.sources if isinstance(s.reader, kinds)]
+        sources = [s.name for s in self.catalog.sources if self._has_news(s, at)]
         due = [name for name, plan in self.plans.items() if _due(at, plan.cadence, tick)]
         today = DayRange(at.date(), at.date())
         keys = [*self.runner.keys("raw", "validated", "quarantine", names=sources), *self.runner.keys("offline", "online", names=due)]
+        if not keys:
+            return
         landed = self._run(keys, today)
         if (late := _before(landed.values(), today)) is not None:
             # Late events belong to an earlier day's partition: that one is split again.
             self._run(self.runner.keys("validated", "quarantine", names=sources), late)
+
+    def _has_news(self, source: SourceSpec, at: datetime) -> bool:
+        """Whether reading the source can bring anything: entries wait in its stream, or the API's hour is full."""
+        match source.reader:
+            case StreamReader(connection=connection, stream=stream, group=group):
+                with self.clients.source_streams(connection) as client:
+                    status = client.status(stream, group)
+                return status is None or status.lag is None or status.lag + status.pending > 0
+            case HttpReader():
+                return at.minute == 0
+            case _:
+                return False
 
     def _run(self, keys: Sequence[dg.AssetKey], days: DayRange | None) -> Mapping[dg.AssetKey, Mapping[str, object]]:
         """Runs assets, each second of it booked to the stage whose step was at work."""

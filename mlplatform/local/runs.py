@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster import DagsterEventType
+from dagster import DagsterEventType, DagsterExecutionInterruptedError
+from dagster_shared.error import SerializableErrorInfo
 
 from mlplatform.orchestration import partitions
 from mlplatform.records import DayRange
 
 # The bars and the table tell what happens; the whole log is in the UI.
 _QUIET_CONSOLE = {"console": {"config": {"log_level": "CRITICAL"}}}
+
+INTERRUPTED = 130  # the exit status of a command that was stopped by a person
 
 # (step that started or finished, whether it finished)
 OnStep = Callable[[str, bool], None]
@@ -73,6 +76,9 @@ class Runner:
                     metadata[found.asset_key] = {name: value.value for name, value in found.metadata.items()}
                 case DagsterEventType.STEP_FAILURE:
                     failures.append(_failure(event))
+                case DagsterEventType.RUN_FAILURE if not failures:
+                    # Before any step: a resource could not be made.
+                    failures.append(f"run {run_id}: {_root_cause(event.job_failure_data.error)}")
                 case _:
                     return
 
@@ -85,6 +91,9 @@ class Runner:
             run_config={**dict(config or {}), "loggers": _QUIET_CONSOLE},
             raise_on_error=False,
         )
+        if any(DagsterExecutionInterruptedError.__name__ in text for text in failures):
+            # Dagster takes Ctrl-C and SIGTERM for the step at work; for this process they mean the whole of it.
+            raise SystemExit(INTERRUPTED)
         if not result.success:
             raise RunFailedError("\n".join(failures) or f"run {run_id} failed before its first step")
         return metadata
@@ -94,7 +103,10 @@ def _failure(event: dg.DagsterEvent) -> str:
     data = event.step_failure_data
     if data.user_failure_data is not None and data.user_failure_data.description:
         return f"{event.step_key}: {data.user_failure_data.description}"
-    error = data.error
+    return f"{event.step_key}: {_root_cause(data.error)}"
+
+
+def _root_cause(error: SerializableErrorInfo | None) -> str:
     while error is not None and error.cause is not None:
         error = error.cause
-    return f"{event.step_key}: {error.message.strip() if error else 'failed'}"
+    return error.message.strip() if error else "failed"

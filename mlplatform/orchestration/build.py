@@ -47,14 +47,9 @@ def build(found: Sequence[Catalog]) -> dg.Definitions:
 @dg.resource(description="dagster-mlflow's resource: opens an MLflow run for the Dagster run and tags one with the other")
 def tracking_resource(context: dg.InitResourceContext) -> Iterator[Any]:
     """Made in the run that needs it: importing the integration takes seconds, and its settings are the run's."""
-    with warnings.catch_warnings():
-        # The integration is a legacy resource and says at import that it is in beta; it is used for this binding only.
-        warnings.simplefilter("ignore")
-        from dagster_mlflow import mlflow_tracking
-
     clients = PlatformResource().clients
     clients.registry.ensure_experiment(EXPERIMENT)
-    config: dict[str, Any] = {
+    config = {
         "experiment_name": EXPERIMENT,
         "mlflow_tracking_uri": clients.settings.mlflow_uri,
         "parent_run_id": None,
@@ -63,8 +58,13 @@ def tracking_resource(context: dg.InitResourceContext) -> Iterator[Any]:
         "env_to_tag": None,
         "extra_tags": {},
     }
-    wrapped = mlflow_tracking.resource_fn(context.replace_config(config))
-    tracking = next(wrapped)
+    with warnings.catch_warnings():
+        # A legacy resource in beta, which it says at import and at every use; it is used for this binding only.
+        warnings.simplefilter("ignore")
+        from dagster_mlflow import mlflow_tracking
+
+        wrapped = mlflow_tracking.resource_fn(context.replace_config(config))
+        tracking = next(wrapped)
     try:
         yield tracking
     finally:

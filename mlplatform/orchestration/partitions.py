@@ -3,6 +3,7 @@
 Belongs here: between Dagster's partition keys and `DayRange`. Does not belong here: what is done on a day.
 """
 
+import warnings
 from collections.abc import Mapping
 from datetime import date, timedelta
 
@@ -38,4 +39,7 @@ def range_tags(days: DayRange) -> Mapping[str, str]:
 def lookback(span: timedelta) -> dg.TimeWindowPartitionMapping:
     """A day depends on the same day and on as many days before it as `span` reaches into."""
     days = -(-span // timedelta(days=1))
-    return dg.TimeWindowPartitionMapping(start_offset=-days, allow_nonexistent_upstream_partitions=True)
+    with warnings.catch_warnings():
+        # In beta since Dagster 1.6. Without it the first days of a catalog would wait for days before its start.
+        warnings.filterwarnings("ignore", message="Parameter `allow_nonexistent_upstream_partitions`")
+        return dg.TimeWindowPartitionMapping(start_offset=-days, allow_nonexistent_upstream_partitions=True)

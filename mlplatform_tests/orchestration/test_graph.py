@@ -61,7 +61,9 @@ def test_the_graph_is_the_committed_one(graph):
 
 
 def _differences(kept: dict[str, Any], now: dict[str, Any]) -> str:
-    return ", ".join(f"{name} was {kept.get(name)}, is {now.get(name)}" for name in sorted({*kept, *now}) if kept.get(name) != now.get(name))
+    return ", ".join(
+        f"{name} was {kept.get(name)}, is {now.get(name)}" for name in sorted({*kept, *now}) if kept.get(name) != now.get(name)
+    )
 
 
 def test_every_asset_says_what_it_is_and_whose(graph):

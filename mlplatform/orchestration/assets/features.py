@@ -4,6 +4,7 @@ Belongs here: which tables a view reads and writes, and what an analyst sees of 
 (room `features`) or storing them (`feature_store`).
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 
@@ -30,11 +31,12 @@ LIVE_SINCE = "mlplatform.live_since"  # commit metadata: the first tick computed
 def feature_assets(catalog: Catalog, plans: Mapping[str, ViewPlan]) -> Sequence[dg.AssetsDefinition]:
     """The registry of the catalog's feature package, and two assets for each of its views."""
     views = [asset for plan in plans.values() for asset in (_offline(catalog, plan), _online(plan))]
-    return [_registry(catalog), *views]
+    return [_registry(catalog, plans), *views]
 
 
-def _registry(catalog: Catalog) -> dg.AssetsDefinition:
+def _registry(catalog: Catalog, plans: Mapping[str, ViewPlan]) -> dg.AssetsDefinition:
     package = catalog.feature_package
+    declared = hashlib.sha256("".join(plans[name].fingerprint for name in sorted(plans)).encode())
 
     @dg.multi_asset(
         specs=[
@@ -43,6 +45,8 @@ def _registry(catalog: Catalog) -> dg.AssetsDefinition:
                 catalog.name,
                 description=f"Feast's registry: every entity, view and service of `{package}`, as `feast apply` leaves it.",
                 owner="team:data",
+                condition=conditions.when_declared(),
+                code_version=declared.hexdigest()[:12],
             )
         ],
         name=f"feature_registry_{catalog.name}",

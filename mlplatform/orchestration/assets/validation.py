@@ -173,7 +173,7 @@ def write(clients: Clients, spec: SourceSpec, result: SplitResult, days: DayRang
 def _reference_dep(spec: SourceSpec, other: SourceSpec) -> dg.AssetDep:
     key = policy.key("validated", other.name)
     if spec.partitioned and other.partitioned:
-        return dg.AssetDep(key, partition_mapping=dg.TimeWindowPartitionMapping(allow_nonexistent_upstream_partitions=True))
+        return dg.AssetDep(key, partition_mapping=partitions.lookback(timedelta(0)))
     return dg.AssetDep(key)
 
 

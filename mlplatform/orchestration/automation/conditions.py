@@ -14,7 +14,7 @@ def after_gates() -> dg.AutomationCondition[Any]:
     Prevents: a partition whose validation failed flowing on at the next tick. Plain `eager()` does not look at checks,
     and a failed blocking check stops only the run it failed in.
     """
-    return dg.AutomationCondition.eager() & dg.AutomationCondition.all_deps_blocking_checks_passed()
+    return (dg.AutomationCondition.eager() & dg.AutomationCondition.all_deps_blocking_checks_passed()).with_label("after_gates")
 
 
 def after_gates_any_day() -> dg.AutomationCondition[Any]:
@@ -41,3 +41,16 @@ def newest_values() -> dg.AutomationCondition[Any]:
         & ~dg.AutomationCondition.any_deps_in_progress()
         & ~dg.AutomationCondition.in_progress()
     ).with_label("newest_values")
+
+
+def when_declared() -> dg.AutomationCondition:
+    """For what is made from declarations alone: once, and again whenever its code version changes.
+
+    Prevents: a new installation training against an empty feature registry, or a changed view being read as it was
+    declared before. A failed attempt waits for a person or the next change, and is not repeated at every tick.
+    """
+    return (
+        (dg.AutomationCondition.missing() | dg.AutomationCondition.code_version_changed()).since_last_handled()
+        & ~dg.AutomationCondition.in_progress()
+        & ~dg.AutomationCondition.execution_failed()
+    ).with_label("when_declared")

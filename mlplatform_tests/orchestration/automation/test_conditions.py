@@ -1,10 +1,12 @@
 """The automation conditions on an ephemeral instance: what is requested after which upstream events."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import dagster as dg
 import pytest
 
+from mlplatform.orchestration import partitions
 from mlplatform.orchestration.automation import conditions
 
 DAYS = dg.DailyPartitionsDefinition(start_date="2024-05-01", end_date="2024-05-11")  # ten days, long over
@@ -26,7 +28,7 @@ class Graph:
         def up() -> dg.MaterializeResult:
             return dg.MaterializeResult(check_results=[dg.AssetCheckResult(check_name="contract", passed=self.passed)])
 
-        mapping = dg.TimeWindowPartitionMapping(start_offset=-2, allow_nonexistent_upstream_partitions=True) if partitioned else None
+        mapping = partitions.lookback(timedelta(days=2)) if partitioned else None
         condition = conditions.after_gates_any_day() if partitioned else conditions.after_gates()
         key = DAILY if partitioned else BELOW
 
@@ -151,7 +153,44 @@ def test_online_values_follow_any_day_although_other_days_are_missing(graph):
     assert made.tick()[ONLINE] == {None}
 
 
+def test_what_is_declared_is_made_once_and_again_when_it_changes(instance):
+    key, fails = dg.AssetKey(["feature_registry", "x"]), False
+
+    def declared(version: str) -> dg.Definitions:
+        @dg.multi_asset(specs=[dg.AssetSpec(key, code_version=version, automation_condition=conditions.when_declared())], name="registry")
+        def registry() -> dg.MaterializeResult:
+            if fails:
+                raise dg.Failure("no")
+            return dg.MaterializeResult()
+
+        return dg.Definitions(assets=[registry])
+
+    cursor = None
+
+    def requested(definitions: dg.Definitions) -> int:
+        nonlocal cursor
+        found = dg.evaluate_automation_conditions(definitions, instance, dg.AssetSelection.all(), cursor=cursor)
+        cursor = found.cursor
+        return found.total_requested
+
+    def run(definitions: dg.Definitions) -> None:
+        definitions.resolve_implicit_global_asset_job_def().execute_in_process(instance=instance, raise_on_error=False)
+
+    first, second = declared("1"), declared("2")
+    assert 1 in (requested(first), requested(first))
+    run(first)
+    assert [requested(first) for _ in range(3)] == [0, 0, 0]
+    assert requested(second) == 1
+    fails = True
+    run(second)
+    assert [requested(second) for _ in range(3)] == [0, 0, 0]
+    third, fails = declared("3"), False
+    run(third)  # a person mended it
+    assert [requested(third) for _ in range(2)] == [0, 0]
+    assert requested(declared("4")) == 1
+
+
 def test_every_condition_says_which_incident_it_prevents():
-    for condition in (conditions.after_gates, conditions.after_gates_any_day, conditions.newest_values):
+    for condition in (conditions.after_gates, conditions.after_gates_any_day, conditions.newest_values, conditions.when_declared):
         assert "Prevents:" in (condition.__doc__ or "")
         assert isinstance(condition(), dg.AutomationCondition)

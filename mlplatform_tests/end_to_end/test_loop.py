@@ -1,0 +1,192 @@
+"""The whole loop on real flights, shortened: two months of history, two hours of requests, a second version, a rollback."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from redis import Redis
+
+from mlplatform.catalog.discover import catalogs
+from mlplatform.client import PredictionClient
+from mlplatform.contracts import PRODUCTION, prediction_stream
+from mlplatform.local.demo import Demo
+from mlplatform.local.profile import LocalPlatform
+from mlplatform.local.report import Report
+from mlplatform.local.service_state import Service
+from mlplatform.orchestration import resources
+from mlplatform.orchestration.joins import with_features
+from mlplatform.orchestration.serving_state import roll_back
+from mlplatform.settings import load_settings
+from mlplatform.specs import Catalog, ChampionGate, Gate, Split, TuningSpec
+from mlplatform.training.scoring import load
+
+START = datetime(2013, 3, 1, 12, tzinfo=UTC)
+END = START + timedelta(hours=2)
+AFTERMATH = timedelta(hours=5)
+SPLIT = Split(train_start=date(2013, 1, 1), validate_start=date(2013, 2, 10), test_start=date(2013, 2, 20), end=date(2013, 3, 1))
+
+pytestmark = pytest.mark.timeout(400)
+
+
+def shortened(catalog: Catalog) -> Catalog:
+    """The catalog with two months to learn from, and gates that six weeks of training can pass."""
+    changes = {
+        "split": SPLIT,
+        "tuning": TuningSpec(trials=1, folds=1, max_rows=5_000),
+        "gates": (Gate(metric="auc", minimum=0.6, reason="better than guessing"), Gate(metric="auc", maximum=0.9, reason="no leak")),
+        "champion_gate": ChampionGate(tolerance=0.5),
+    }
+    return catalog.model_copy(update={"models": tuple(m.model_copy(update=changes) for m in catalog.models)})
+
+
+@dataclass
+class Story:
+    """What one run of the loop left behind, its services still up."""
+
+    demo: Demo
+    report: Report
+    services: tuple[Service, ...]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("loop")
+
+
+@pytest.fixture(scope="module")
+def platform(home: Path) -> Iterator[LocalPlatform]:
+    """A running local platform. It sets this process's variables, which are put back afterwards."""
+    before = dict(os.environ)
+    try:
+        with LocalPlatform(home=home, start=START) as running:
+            yield running
+        # In here, so that it is not skipped: whatever the tests did, nothing is left.
+        assert not running.supervisor.services
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        load_settings.cache_clear()
+        resources._CACHE.clear()
+
+
+@pytest.fixture(scope="module")
+def story(feast_imported: None, platform: LocalPlatform, home: Path) -> Story:
+    report = Report(home)
+    demo = Demo.open(platform, report, None, shortened(catalogs()[0]))
+    demo.build()
+    demo.replay(START, END, AFTERMATH)
+    demo.finish()
+    return Story(demo, report, tuple(platform.supervisor.services))
+
+
+def test_every_stage_did_its_work(story: Story):
+    assert {row.stage: row.fault for row in story.report.rows if row.fault} == {}
+    assert story.report.status == 0
+
+
+def test_every_request_was_answered_and_every_answer_is_in_the_table(story: Story):
+    tally = story.demo.tally
+    assert tally.asked > 50
+    assert tally.answered == tally.asked
+    rows = story.demo.clients.lake.read(("predictions", "flight_disruption"))
+    assert rows.height == tally.answered
+    assert rows["prediction"].mean() == pytest.approx(tally.mean_prediction)
+    assert rows.select("request_id", "input_index").is_duplicated().sum() == 0
+
+
+def test_outcomes_became_known_and_are_the_flights_own(story: Story):
+    clients, model = story.demo.clients, story.demo.model
+    known = clients.lake.read(("outcomes", model.name)).filter(pl.col("state") == "known")
+    assert known.height > 20
+    arrivals = clients.lake.read(("validated", "arrivals")).with_columns(
+        ((pl.col("status") != "arrived") | (pl.col("arrival_delay_min") >= 15)).cast(pl.Float64).alias("expected")
+    )
+    both = known.join(arrivals, on=["carrier", "flight", "scheduled_departure"], how="left")
+    assert both["label"].equals(both["expected"], check_names=False) if hasattr(both["label"], "equals") else False
+
+
+def test_what_was_served_is_what_history_says_it_should_have_been(story: Story, tmp_path: Path):
+    """No skew: the vector of each logged prediction equals the point-in-time join for its keys and its second."""
+    clients, model = story.demo.clients, story.demo.model
+    logged = clients.lake.read(("predictions", model.name)).sort("requested_at", "request_id")
+    inputs = [json.loads(text) for text in logged["inputs"]]
+    times = ("scheduled_departure", "scheduled_arrival")
+    fields = {
+        f.name: [f.constant if f.constant is not None else row[f.name] for row in inputs] for f in model.request_fields if f.name not in times
+    }
+    moments = {name: pl.Series([row[name] for row in inputs]).str.to_datetime(time_unit="us", time_zone="UTC") for name in times}
+    rows = pl.DataFrame({"event_timestamp": logged["requested_at"], **fields, **moments})
+    joined = with_features(clients, model, rows)
+    version = clients.registry.by_alias(model.name, PRODUCTION)
+    assert version is not None
+    contract = clients.registry.contract_of(version)
+    scorer = load(clients.registry.download(version, tmp_path), contract)
+    expected = scorer.inputs(joined)
+    served = np.array([[np.nan if v is None else v for v in row] for row in logged["features"].to_list()])
+    assert served.shape == expected.shape
+    names = [f.name for f in contract.features]
+    differing = {n: int(c) for n, c in zip(names, (~((served == expected) | (np.isnan(served) & np.isnan(expected)))).sum(axis=0), strict=True) if c}
+    assert differing == {}
+    assert np.isfinite(served).mean() > 0.8  # vectors of nothing would agree too
+    assert scorer.predict(joined) == pytest.approx(logged["prediction"].to_numpy(), abs=1e-6)
+
+
+def test_what_is_stored_has_left_the_prediction_log(story: Story, platform: LocalPlatform):
+    with Redis.from_url(story.demo.clients.settings.redis_url.get_secret_value()) as redis:
+        assert redis.xlen(prediction_stream("flight_disruption")) == 1
+
+
+def test_a_second_version_is_served_and_a_rollback_takes_it_back(story: Story):
+    demo, name = story.demo, story.demo.model.name
+    for stages in (("model",), ("evaluation",), ("deployment",)):
+        demo.runner.run(demo.runner.keys(*stages))
+    with PredictionClient(demo.clients.settings.serving_url) as client:
+        assert _served(client, name, 2)
+        decision = roll_back(demo.clients, name, "the test says so", "test")
+        assert (decision.action, decision.version) == ("rollback", 1)
+        assert _served(client, name, 1)
+    actions = [(e.action, e.version) for e in demo.clients.ledger.entries(name)]
+    assert actions == [("promote", 1), ("promote", 2), ("rollback", 1)]
+
+
+def _served(client: PredictionClient, name: str, version: int) -> bool:
+    """Whether the service comes to serve the version within seconds, ready all the while."""
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        assert client.ready()
+        if client.model(name)["version"] == version:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_building_again_changes_no_table(story: Story):
+    """Every write is idempotent: the same day's run once more leaves the same rows."""
+    demo = story.demo
+    today = demo.clients.clock.now().date()
+    from mlplatform.records import DayRange
+
+    tables = [("validated", "departures"), ("offline", "origin_congestion"), ("predictions", demo.model.name)]
+    before = {key: demo.clients.lake.row_count(key) for key in tables}
+    sources = ["departures", "arrivals", "schedules"]
+    demo.runner.run(
+        [*demo.runner.keys("raw", "validated", "quarantine", names=sources), *demo.runner.keys("offline", names=["origin_congestion"])],
+        DayRange(today, today),
+    )
+    demo.runner.run(demo.runner.keys("predictions"))
+    assert {key: demo.clients.lake.row_count(key) for key in tables} == before
+
+
+def test_the_end_leaves_nothing_running(story: Story, platform: LocalPlatform):
+    assert {s.name for s in story.services} >= {"valkey", "sources", "mlflow", "serving"}
+    platform.supervisor.stop_all()
+    for service in story.services:
+        with pytest.raises(ProcessLookupError):
+            os.killpg(service.pgid, 0)
