@@ -3,7 +3,14 @@
 import os
 import warnings
 
+# Before Feast, which sets a variable at its import that puts this library into multi-process mode for good.
+import prometheus_client  # noqa: F401
 import pytest
+from hypothesis import settings
+
+# How long one example takes tells of what else this machine does, not of the code.
+settings.register_profile("mlplatform", deadline=None)
+settings.load_profile("mlplatform")
 
 # Read when the libraries are imported, so before any of them: nothing of a test run calls home.
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")

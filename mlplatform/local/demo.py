@@ -92,9 +92,9 @@ class Demo:
 
     def build(self) -> None:
         """Materializes everything up to the start, and starts the prediction service."""
-        from mlplatform.orchestration.assets.features import days_until
-
-        self.tables(days_until(self.catalog, self.platform.start.date()))
+        # Where the start lies within a day, that day's morning is in the archive too.
+        last = (self.platform.start - timedelta(microseconds=1)).date()
+        self.tables(DayRange(self.catalog.start, last))
         run = self.runner.run
         for stages in (("training_set", "tuning", "model"), ("evaluation",), ("deployment",)):
             name = "training" if len(stages) > 1 else stages[0]

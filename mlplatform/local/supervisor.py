@@ -24,6 +24,8 @@ from mlplatform.local.service_state import Service, State, end_waves, read_state
 _LOG_TAIL_LINES = 30
 _PROBE_EVERY_S = 0.1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Feast sets it for its own server when it is imported; a child that inherits it would count its metrics in Feast's files.
+_NOT_INHERITED = frozenset({"PROMETHEUS_MULTIPROC_DIR"})
 _given_out: set[int] = set()
 
 Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
@@ -161,7 +163,9 @@ class Supervisor:
             raise ServiceFailedError(f"'{launch.name}' is not started: the supervisor is stopping")
         return subprocess.Popen(
             [sys.executable, "-I", "-S", watchdog.__file__, "run", str(self._registry), *launch.command],
-            env={**os.environ, **self.environment, **launch.environment},
+            env={name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+            | self.environment
+            | dict(launch.environment),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

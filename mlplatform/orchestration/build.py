@@ -49,7 +49,7 @@ def tracking_resource(context: dg.InitResourceContext) -> Iterator[Any]:
     """Made in the run that needs it: importing the integration takes seconds, and its settings are the run's."""
     clients = PlatformResource().clients
     clients.registry.ensure_experiment(EXPERIMENT)
-    config = {
+    config: dict[str, Any] = {
         "experiment_name": EXPERIMENT,
         "mlflow_tracking_uri": clients.settings.mlflow_uri,
         "parent_run_id": None,

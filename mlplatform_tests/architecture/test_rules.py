@@ -143,7 +143,11 @@ def test_no_path_of_a_machine_is_written_down(tracked):
 def test_packages_come_from_where_the_user_says(tracked):
     """A registry's host in the repository would send every user's installation there."""
     assert not _lines(
-        tracked, re.compile(r"--(extra-)?index-url[ =]+http|PIP_INDEX_URL *= *[\"']?http|https?://[^\s'\"]*(/simple\b|pypi|artifactory|nexus)", re.IGNORECASE)
+        tracked,
+        re.compile(
+            r"--(extra-)?index-url[ =]+http|PIP_INDEX_URL *= *[\"']?http|https?://[^\s'\"]*(/simple\b|pypi|artifactory|nexus)",
+            re.IGNORECASE,
+        ),
     )
 
 

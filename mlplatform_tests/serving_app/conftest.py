@@ -72,6 +72,12 @@ class Registered:
         return folder
 
 
+@pytest.fixture(autouse=True)
+def _no_multiprocess_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Feast, imported by other tests of this process, asks for them in the environment; the service is one process."""
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _plain_logs() -> None:
     """structlog's own default draws traces with every local variable, seconds each."""

@@ -6,7 +6,7 @@ Belongs here: which tables a view reads and writes, and what an analyst sees of 
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 
 import dagster as dg
 import polars as pl
@@ -191,8 +191,3 @@ def write_online(clients: Clients, plan: ViewPlan) -> tuple[WriteCounts, datetim
     counts = write_frame(clients.redis, ONLINE_PROJECT, plan.name, plan.join_keys, plan.features, newest)
     last = newest["event_timestamp"].max() if newest.height else None
     return counts, last if isinstance(last, datetime) else None
-
-
-def days_until(catalog: Catalog, today: date) -> DayRange:
-    """All days from the catalog's start to the day before `today`."""
-    return DayRange(catalog.start, today - timedelta(days=1))

@@ -43,14 +43,15 @@ def newest_values() -> dg.AutomationCondition[Any]:
     ).with_label("newest_values")
 
 
-def when_declared() -> dg.AutomationCondition:
+def when_declared() -> dg.AutomationCondition[Any]:
     """For what is made from declarations alone: once, and again whenever its code version changes.
 
     Prevents: a new installation training against an empty feature registry, or a changed view being read as it was
     declared before. A failed attempt waits for a person or the next change, and is not repeated at every tick.
     """
+    changed: dg.AutomationCondition[Any] = dg.AutomationCondition.missing() | dg.AutomationCondition.code_version_changed()
     return (
-        (dg.AutomationCondition.missing() | dg.AutomationCondition.code_version_changed()).since_last_handled()
+        changed.since_last_handled()
         & ~dg.AutomationCondition.in_progress()
         & ~dg.AutomationCondition.execution_failed()
     ).with_label("when_declared")

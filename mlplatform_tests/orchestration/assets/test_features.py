@@ -12,7 +12,7 @@ from redis import Redis
 from mlplatform.contracts import ONLINE_PROJECT
 from mlplatform.feature_store import codec
 from mlplatform.features.plan import ViewPlan
-from mlplatform.orchestration.assets.features import days_until, feature_assets, write_offline, write_online
+from mlplatform.orchestration.assets.features import feature_assets, write_offline, write_online
 from mlplatform.orchestration.resources import Clients
 from mlplatform.records import DayRange
 from mlplatform.specs import FeatureRecipe
@@ -225,7 +225,3 @@ def test_the_offline_asset_counts_its_table_even_when_a_replay_writes_nothing(sh
         metadata = result.asset_materializations_for_node("offline_shop_totals")[0].metadata
         assert metadata["rows_written"].value == written
         assert metadata["dagster/row_count"].value == 2
-
-
-def test_the_days_of_history_end_the_day_before(shop):
-    assert days_until(shop, date(2024, 5, 3)) == DayRange(date(2024, 5, 1), date(2024, 5, 2))

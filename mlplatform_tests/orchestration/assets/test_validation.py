@@ -128,7 +128,7 @@ def test_a_complete_day_has_a_suite_with_data_docs(run, assets, materialize, sys
     assert result.success
     suite = next(e for e in result.get_asset_check_evaluations() if e.check_name == "expectation_suite")
     assert suite.passed
-    assert (tmp_path / "data_docs").exists()
+    assert (tmp_path / "reports" / "data_docs").exists()
     assert str(suite.metadata["data_docs"].value).startswith("file://")
 
 
