@@ -104,8 +104,9 @@ def test_importing_what_answers_at_once_imports_nothing_heavy(module):
 def test_importing_the_service_imports_no_room_and_no_pipeline_library():
     code = """
 import sys, serving_app.main
-print(*sorted(n for n in sys.modules if n.split(".")[0] in {"dagster", "feast", "mlflow", "polars", "pandas", "torch", "optuna", "evidently"}
-      or n.startswith(("mlplatform.orchestration", "mlplatform.local", "mlplatform.training", "mlplatform.settings"))))
+heavy = {"dagster", "feast", "mlflow", "polars", "pandas", "torch", "optuna", "evidently"}
+rooms = ("mlplatform.orchestration", "mlplatform.local", "mlplatform.training", "mlplatform.settings")
+print(*sorted(n for n in sys.modules if n.split(".")[0] in heavy or n.startswith(rooms)))
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.split() == []

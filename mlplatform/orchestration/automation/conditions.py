@@ -50,8 +50,6 @@ def when_declared() -> dg.AutomationCondition[Any]:
     declared before. A failed attempt waits for a person or the next change, and is not repeated at every tick.
     """
     changed: dg.AutomationCondition[Any] = dg.AutomationCondition.missing() | dg.AutomationCondition.code_version_changed()
-    return (
-        changed.since_last_handled()
-        & ~dg.AutomationCondition.in_progress()
-        & ~dg.AutomationCondition.execution_failed()
-    ).with_label("when_declared")
+    return (changed.since_last_handled() & ~dg.AutomationCondition.in_progress() & ~dg.AutomationCondition.execution_failed()).with_label(
+        "when_declared"
+    )
