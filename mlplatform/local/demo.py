@@ -1,6 +1,6 @@
 """`mlplatform demo`: the whole loop on real flights, in one command.
 
-Belongs here: the order of the story. Does not belong here: services (`profile`), runs (`runs`), pictures of progress
+Belongs here: the order of the story. Does not belong here: services (`profile`), runs (`orchestration.runner`), pictures of progress
 (`report`), the application (`traffic`).
 """
 
@@ -19,9 +19,9 @@ from mlplatform.records import DayRange
 if TYPE_CHECKING:
     from mlplatform.features.plan import ViewPlan
     from mlplatform.local.report import StepCounter
-    from mlplatform.local.runs import Runner
     from mlplatform.local.traffic import Tally
     from mlplatform.orchestration.resources import Clients
+    from mlplatform.orchestration.runner import Runner
     from mlplatform.specs import Catalog, ModelSpec
 
 TICK = timedelta(minutes=30)
@@ -74,10 +74,10 @@ class Demo:
         with report.task("loading the asset graph"):
             from mlplatform.catalog.discover import catalogs
             from mlplatform.features.declared import plans
-            from mlplatform.local.runs import Runner
             from mlplatform.local.traffic import Tally
             from mlplatform.orchestration.build import build
             from mlplatform.orchestration.resources import Clients
+            from mlplatform.orchestration.runner import Runner
             from mlplatform.settings import load_settings
 
             catalog = catalog or catalogs()[0]

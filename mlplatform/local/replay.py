@@ -10,13 +10,12 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import dagster as dg
 import httpx
 
 from mlplatform.client import PredictionClient
 from mlplatform.local.profile import LocalPlatform
-from mlplatform.local.runs import Runner
 from mlplatform.local.traffic import Schedule, Tally, ask, between
+from mlplatform.orchestration.runner import AssetKey, Runner
 from mlplatform.records import DayRange
 from mlplatform.specs import Catalog, HttpReader, ModelSpec, SourceSpec, StreamReader
 
@@ -103,7 +102,7 @@ class Replay:
             case _:
                 return False
 
-    def _run(self, keys: Sequence[dg.AssetKey], days: DayRange | None) -> Mapping[dg.AssetKey, Mapping[str, object]]:
+    def _run(self, keys: Sequence[AssetKey], days: DayRange | None) -> Mapping[AssetKey, Mapping[str, object]]:
         """Runs assets, each second of it booked to the stage whose step was at work."""
         began: dict[str, float] = {}
 

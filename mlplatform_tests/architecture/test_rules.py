@@ -14,8 +14,6 @@ PACKAGES = ("mlplatform", "serving_app", "feature_definitions")
 LINES = 400
 MODULES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 DAGSTER_MAY = ("mlplatform/orchestration/", "mlplatform/definitions.py")
-# Runs assets in this process for the demo, the bench and the end-to-end test: the only other code that needs its words.
-DAGSTER_RUNS = ("mlplatform/local/",)
 PICKLES = {"pickle", "cloudpickle", "joblib", "dill", "shelve", "marshal"}
 HEAVY = ("feast", "mlflow", "dagster", "polars", "pandas", "torch", "xgboost", "evidently", "great_expectations", "matplotlib", "optuna")
 
@@ -61,7 +59,7 @@ def test_only_orchestration_knows_dagster(trees):
         for path, tree in trees.items()
         if {"dagster", "dagster_aws", "dagster_mlflow"} & set(imported(tree)) and not name(path).startswith(DAGSTER_MAY)
     ]
-    assert all(path.startswith(DAGSTER_RUNS) for path in knows), knows
+    assert not knows
 
 
 def test_nothing_is_pickled(trees):

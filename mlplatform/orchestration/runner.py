@@ -29,6 +29,9 @@ class RunFailedError(RuntimeError):
     """A run failed; carries the failed steps' own messages."""
 
 
+AssetKey = dg.AssetKey  # for callers that import no Dagster themselves
+
+
 @dataclass
 class Runner:
     """Runs selections of assets. Every run is in the instance's history like any other."""
