@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -49,7 +49,8 @@ class PictureError(RuntimeError):
 class Picture:
     """One page and its file. `drawn` is JavaScript, true once the page shows what the picture is about.
 
-    `prepare` is JavaScript run then, after which the page is loaded once more: for what a page remembers.
+    `prepare` is JavaScript run then, after which the page is loaded once more: for what a page remembers. `act` is run
+    right before the picture is taken.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Picture:
     width: int = 1440
     height: int = 900
     prepare: str = ""
+    act: str = ""
 
 
 def find_chromium() -> Path | None:
@@ -101,14 +103,17 @@ class Browser(AbstractContextManager["Browser"]):
         )
         try:
             self._socket: ClientConnection = self._closing.enter_context(connect(self._address(), max_size=None, proxy=None))
-            target = self._call("Target.createTarget", url="about:blank")["targetId"]
-            self._page: str = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         except BaseException:
             self._end()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            # Asked to, it removes what it keeps outside its profile; a signal leaves that lying.
+            self._call("Browser.close")
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=5)
         self._end()
 
     def _end(self) -> None:
@@ -128,10 +133,10 @@ class Browser(AbstractContextManager["Browser"]):
             time.sleep(_LOOK_EVERY_S)
         raise PictureError(f"{self.program} did not start within {_START_S:.0f} s")
 
-    def _call(self, method: str, page: str | None = None, **params: Any) -> dict[str, Any]:
+    def _call(self, method: str, tab: str | None = None, **params: Any) -> dict[str, Any]:
         """One command of the DevTools protocol, and its answer. Events that come before it are not of interest."""
         self._sent += 1
-        message = {"id": self._sent, "method": method, "params": params} | ({"sessionId": page} if page else {})
+        message = {"id": self._sent, "method": method, "params": params} | ({"sessionId": tab} if tab else {})
         self._socket.send(json.dumps(message))
         while True:
             try:
@@ -144,30 +149,38 @@ class Browser(AbstractContextManager["Browser"]):
                 result: dict[str, Any] = answer["result"]
                 return result
 
-    def _evaluate(self, script: str) -> Any:
-        answer = self._call("Runtime.evaluate", self._page, expression=script, returnByValue=True, awaitPromise=True)
-        return answer["result"].get("value")
-
     def take(self, picture: Picture) -> bytes:
         """The page as PNG, once it is drawn. Raises PictureError where it isn't in time."""
-        size = {"width": picture.width, "height": picture.height}
-        self._call("Emulation.setDeviceMetricsOverride", self._page, **size, deviceScaleFactor=1, mobile=False)
-        self._show(picture)
         if picture.prepare:
-            self._evaluate(picture.prepare)
+            with self.tab(picture) as tab:
+                self.evaluate(tab, picture.prepare)
+                time.sleep(_SETTLE_S)
+        with self.tab(picture) as tab:
+            if picture.act:
+                self.evaluate(tab, picture.act)
             time.sleep(_SETTLE_S)
-            self._show(picture)
-        time.sleep(_SETTLE_S)
-        return base64.b64decode(self._call("Page.captureScreenshot", self._page, format="png")["data"])
+            return base64.b64decode(self._call("Page.captureScreenshot", tab, format="png")["data"])
 
-    def _show(self, picture: Picture) -> None:
-        self._call("Page.navigate", self._page, url="about:blank")  # or the last page could pass for this one
-        self._call("Page.navigate", self._page, url=picture.url)
+    @contextmanager
+    def tab(self, picture: Picture) -> Iterator[str]:
+        """A tab with the page, drawn. Each page has a tab of its own: pages left behind in one tab keep their connections."""
+        target = self._call("Target.createTarget", url="about:blank")["targetId"]
+        tab: str = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        size = {"width": picture.width, "height": picture.height}
+        self._call("Emulation.setDeviceMetricsOverride", tab, **size, deviceScaleFactor=1, mobile=False)
+        self._call("Page.navigate", tab, url=picture.url)
         deadline = time.monotonic() + _PAGE_S
-        while not self._evaluate(f"!!({picture.drawn})"):
+        while not self.evaluate(tab, f"!!({picture.drawn})"):
             if time.monotonic() > deadline:
                 raise PictureError(f"{picture.name}: {picture.url} did not show what was waited for within {_PAGE_S:.0f} s")
             time.sleep(_LOOK_EVERY_S)
+        yield tab
+        self._call("Target.closeTarget", targetId=target)
+
+    def evaluate(self, tab: str, script: str) -> Any:
+        """What the script gives, as a plain value; a promise is awaited."""
+        answer = self._call("Runtime.evaluate", tab, expression=script, returnByValue=True, awaitPromise=True)
+        return answer["result"].get("value")
 
 
 # --- which pages -----------------------------------------------------------------------------------------------------
@@ -184,8 +197,12 @@ _NO_GREETING = "[...document.querySelectorAll('button')].find((button) => button
 _GRAPH = """(() => {
   const panel = document.querySelector('[aria-label=panel_show_right]');
   if (panel) { panel.closest('button').click(); return false; }
-  return document.querySelectorAll('svg foreignObject').length >= 10 && !document.body.innerText.includes('fetching statuses');
+  const text = document.body.innerText;
+  return document.querySelectorAll('svg foreignObject').length >= 10 && !text.includes('fetching statuses') && !text.includes('Loading');
 })()"""
+
+_ASSET = "document.body.innerText.includes('Latest materialization') && document.querySelectorAll('table tr').length > 8"
+_SHOW = "[...document.querySelectorAll('td')].find((cell) => cell.innerText === '%s').parentElement.querySelector('a, button').click();"
 
 
 def pictures(services: dict[str, str], home: Path) -> Iterator[Picture]:
@@ -194,6 +211,8 @@ def pictures(services: dict[str, str], home: Path) -> Iterator[Picture]:
     graph = lineage(dagster, MODEL_STAGES)
     yield Picture("lineage", graph, _GRAPH, 3300, 760, _NO_GREETING + _NARROW_MENU + _NODE_TEXTS)
     yield Picture("lineage-model", graph, _GRAPH, 1500, 2300, _NARROW_MENU + _NODE_TEXTS + _TOP_TO_BOTTOM)
+    yield Picture("asset-columns", f"{dagster}/assets/validated/weather", _ASSET, 1440, 1000)
+    yield Picture("asset-evaluation", f"{dagster}/assets/evaluation/flight_disruption", _ASSET, 1440, 1000, act=_SHOW % "reliability")
     yield Picture("serving-docs", f"{serving}/docs", "document.querySelectorAll('article').length > 3", 1280, 1500)
     if (report := newest_report(home)) is not None:
         yield Picture("drift-report", report.as_uri(), "document.querySelectorAll('.js-plotly-plot, canvas, table').length > 0", 1280, 1300)

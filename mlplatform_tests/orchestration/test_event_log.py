@@ -171,7 +171,7 @@ def test_processes_that_open_a_new_folder_at_once_lose_no_event(home, opened):
     with opened() as instance:
         run(instance, "2024-05-01")  # makes the run and schedule storages: they are the stock ones, which race
         instance.all_instigator_state()
-    for file in (home / "history").iterdir():
+    for file in (home / "history").glob("event_log*"):
         file.unlink()
     commands = [[sys.executable, "-c", _WRITER, str(home), f"2024-05-0{n}", str(go)] for n in (1, 2, 3)]
     writers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]

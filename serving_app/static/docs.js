@@ -37,19 +37,26 @@ function limitsOf(schema) {
   return said.join(", ");
 }
 
-function fieldTable(api, raw) {
+// Text with `names` in it, these as code.
+function said(text) {
+  return (text || "").split("`").map((part, i) => (i % 2 ? el("code", {}, part) : part));
+}
+
+// `asked`: of what a caller sends, where fields may be required; of an answer there is nothing to require.
+function fieldTable(api, raw, asked) {
   const schema = resolve(api, raw);
   if (!schema.properties) return null;
-  const required = new Set(schema.required || []);
-  const rows = Object.entries(schema.properties).map(([name, property]) => {
-    const own = resolve(api, property);
-    return el("tr", {},
+  const required = new Set(asked ? schema.required || [] : []);
+  const properties = Object.entries(schema.properties).map(([name, property]) => [name, property, resolve(api, property)]);
+  const limited = properties.some(([, , own]) => limitsOf(own));
+  const rows = properties.map(([name, property, own]) =>
+    el("tr", {},
       el("td", {}, el("code", {}, name), required.has(name) ? el("span", { class: "need", title: "required" }, " *") : null),
       el("td", {}, typeOf(api, property)),
-      el("td", { class: "quiet" }, limitsOf(own)),
-      el("td", {}, property.description || own.description || ""));
-  });
-  const head = el("tr", {}, ...["Field", "Type", "Limits", "Meaning"].map((text) => el("th", { scope: "col" }, text)));
+      limited ? el("td", { class: "quiet" }, limitsOf(own)) : null,
+      el("td", {}, ...said(property.description || own.description))));
+  const titles = ["Field", "Type", ...(limited ? ["Limits"] : []), "Meaning"];
+  const head = el("tr", {}, ...titles.map((text) => el("th", { scope: "col" }, text)));
   return el("div", { class: "scroll" }, el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)));
 }
 
@@ -64,9 +71,9 @@ function describeBody(api, content) {
   const inputs = schema.properties && schema.properties.inputs && resolve(api, schema.properties.inputs);
   const parts = [];
   if (inputs && inputs.items && resolve(api, inputs.items).properties) {
-    parts.push(...section("Fields of one input", fieldTable(api, inputs.items)));
+    parts.push(...section("Fields of one input", fieldTable(api, inputs.items, true)));
   } else {
-    parts.push(...section("Body", fieldTable(api, schema)));
+    parts.push(...section("Body", fieldTable(api, schema, true)));
   }
   return parts;
 }
@@ -76,11 +83,11 @@ function describeAnswer(api, responses) {
   const raw = good && good.content && good.content["application/json"];
   if (!raw) return [];
   const schema = resolve(api, raw.schema);
-  const parts = section("Answer", fieldTable(api, schema));
+  const parts = section("Answer", fieldTable(api, schema, false));
   for (const [name, property] of Object.entries(schema.properties || {})) {
     const own = resolve(api, property);
     if (own.type === "array" && own.items && resolve(api, own.items).properties) {
-      parts.push(...section(`Each of ${name}`, fieldTable(api, own.items)));
+      parts.push(...section(`Each of ${name}`, fieldTable(api, own.items, false)));
     }
   }
   return parts;
@@ -100,7 +107,7 @@ function tryIt(api, path, verb, operation) {
     body = el("textarea", { spellcheck: false, ariaLabel: "Request body", value: JSON.stringify(json.example || { inputs: [{}] }, null, 2) });
     form.append(body);
   }
-  const button = el("button", { type: "submit" }, "Try it");
+  const button = el("button", { type: "submit" }, "Send");
   const answer = el("span", { class: "answer", role: "status" });
   const shown = el("pre", { hidden: true });
   form.append(el("div", { class: "act" }, button, answer), shown);
@@ -131,7 +138,7 @@ function tryIt(api, path, verb, operation) {
 
 function draw(api) {
   document.title = document.getElementById("title").textContent = api.info.title;
-  document.getElementById("about").textContent = api.info.description || "";
+  document.getElementById("about").append(...said(api.info.description));
   const groups = new Map();
   for (const [path, verbs] of Object.entries(api.paths)) {
     for (const [verb, operation] of Object.entries(verbs)) {
@@ -143,7 +150,9 @@ function draw(api) {
   const menu = document.getElementById("menu");
   const page = document.getElementById("operations");
   page.replaceChildren();
-  for (const [tag, operations] of groups) {
+  // What most callers come for stands first.
+  const ordered = [...groups].sort(([, a], [, b]) => b.some(([, verb]) => verb === "post") - a.some(([, verb]) => verb === "post"));
+  for (const [tag, operations] of ordered) {
     menu.append(el("h2", {}, tag));
     for (const [path, verb, operation] of operations) {
       const id = operation.operationId;
@@ -151,7 +160,7 @@ function draw(api) {
       page.append(el("article", { id },
         el("div", { class: "head" }, el("span", { class: `verb ${verb}` }, verb.toUpperCase()), el("span", { class: "path" }, path),
           el("span", { class: "summary" }, operation.summary || "")),
-        el("div", { class: "body" }, operation.description ? el("p", {}, operation.description) : null,
+        el("div", { class: "body" }, operation.description ? el("p", {}, ...said(operation.description)) : null,
           ...describeBody(api, operation.requestBody && operation.requestBody.content), ...tryIt(api, path, verb, operation),
           ...describeAnswer(api, operation.responses))));
     }
@@ -165,6 +174,7 @@ async function showState() {
     const told = await response.json();
     state.className = "state " + (response.ok ? "ready" : "unready");
     state.textContent = response.ok ? "ready: " + Object.entries(told.models).map(([name, version]) => `${name} v${version}`).join(", ") : "not ready";
+    for (const input of document.querySelectorAll("input[name=model]")) input.placeholder = Object.keys(told.models || {})[0] || "";
     state.title = response.ok ? told.warnings.join("\n") : told.detail;
   } catch (error) {
     state.className = "state unready";
