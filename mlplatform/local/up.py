@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mlplatform.clock import SimulatedClock
 from mlplatform.local.profile import START, LocalPlatform
 from mlplatform.local.service_state import read_state, stop_recorded
 
@@ -51,7 +52,9 @@ def _go(platform: LocalPlatform, speed: float) -> None:
     """Lets the clock run, through the source systems so that they publish what becomes due."""
     import httpx
 
+    # Stopped first: a clock left running by an unclean end is past the time read from it by the time it is set.
     now = max(platform.clock.now(), START)
+    platform.clock.set(now)
     httpx.post(f"{platform.sources_url}/clock", json={"to": now.isoformat(), "speed": speed}, timeout=60).raise_for_status()
 
 
@@ -68,6 +71,10 @@ def run_down(home: Path) -> int:
     console = Console()
     services = read_state(home.absolute()).services
     stop_recorded(home.absolute())
+    # Nothing happens while nothing runs: the clock stands until the next `up`.
+    clock = SimulatedClock(home.absolute() / "clock.json")
+    if services and clock.path.exists():
+        clock.set(clock.now())
     if services:
         console.print(f"Stopped {', '.join(s.name for s in services)} at {datetime.now(UTC):%H:%M:%S} UTC.")
     else:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,6 +49,12 @@ def shortened(catalog: Catalog) -> Catalog:
     return catalog.model_copy(update={"models": tuple(m.model_copy(update=changes) for m in catalog.models)})
 
 
+def _forget_feature_modules() -> None:
+    """Feast's sources take the lake's place when their module is loaded: a process has one lake, a test session several."""
+    for module in ("entities", "sources", "views", "on_demand", "services"):
+        sys.modules.pop(f"feature_definitions.flights.{module}", None)
+
+
 @dataclass
 class Story:
     """What one run of the loop left behind, its services still up."""
@@ -66,12 +73,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def platform(home: Path) -> Iterator[LocalPlatform]:
     """A running local platform. It sets this process's variables, which are put back afterwards."""
     before = dict(os.environ)
+    _forget_feature_modules()
     try:
         with LocalPlatform(home=home, start=START) as running:
             yield running
         # In here, so that it is not skipped: whatever the tests did, nothing is left.
         assert not running.supervisor.services
     finally:
+        _forget_feature_modules()
         os.environ.clear()
         os.environ.update(before)
         load_settings.cache_clear()
