@@ -134,6 +134,9 @@ class LocalPlatform(AbstractContextManager["LocalPlatform"]):
         load_settings.cache_clear()
         dagster_home = self.home / "dagster"
         (dagster_home / "history").mkdir(parents=True, exist_ok=True)
+        # The UI's welcome dialog counts as seen: it asks for an e-mail address before it shows anything.
+        (dagster_home / ".nux").mkdir(exist_ok=True)
+        (dagster_home / ".nux" / "nux.yaml").write_text("seen: 1\n")
         # For the other commands: where everything answers. No secret is in it; the local services have none.
         settings = {k: v for k, v in self.environment.items() if k.startswith(("MLPLATFORM_", "DAGSTER_HOME"))}
         (self.home / ENVIRONMENT).write_text(json.dumps(settings, indent=2, sort_keys=True))

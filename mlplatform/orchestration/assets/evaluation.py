@@ -60,10 +60,10 @@ def evaluation_assets(spec: ModelSpec) -> Sequence[dg.AssetsDefinition]:
                 "champion": result.champion_version or "none",
                 "rows": result.rows,
                 "mlflow": dg.MetadataValue.url(clients.registry.run_ui_url(version) or clients.settings.mlflow_uri),
-                **numbers(result.metrics),
                 "gates": dg.MetadataValue.md(_gate_table(result)),
-                "slices": dg.MetadataValue.md(_slice_table(result)),
                 **{name: picture(png, name.replace("_", " ")) for name, png in pictures.items()},
+                "slices": dg.MetadataValue.md(_slice_table(result)),
+                **numbers(result.metrics),
             },
             check_results=[
                 dg.AssetCheckResult(
