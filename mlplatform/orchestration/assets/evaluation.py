@@ -80,7 +80,12 @@ def evaluation_assets(spec: ModelSpec) -> Sequence[dg.AssetsDefinition]:
 
 def newest_version(clients: Clients, spec: ModelSpec) -> ModelVersion:
     """The version registered last."""
-    versions = clients.registry.versions(spec.name)
+    from mlplatform.clients.registry import UnknownModelError
+
+    try:
+        versions = clients.registry.versions(spec.name)
+    except UnknownModelError:
+        versions = ()
     if not versions:
         raise dg.Failure(f"No version of {spec.name} is registered: materialize model/{spec.name} first.")
     return versions[0]
