@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlplatform.local import warm_up
 from mlplatform.local.profile import START, LocalPlatform, reset
 from mlplatform.local.report import Report, StageRow
 from mlplatform.records import DayRange
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from mlplatform.specs import Catalog, ModelSpec
 
 TICK = timedelta(minutes=30)
-MONITOR_EVERY = timedelta(hours=6)
+MONITOR_EVERY = timedelta(hours=12)
 # After the last request the clock goes on, so that most outcomes of the last day become known.
 AFTERMATH = timedelta(hours=12)
 
@@ -33,15 +34,18 @@ AFTERMATH = timedelta(hours=12)
 def run_demo(home: Path, days: int = 2, keep: bool = False, trials: int | None = None) -> int:
     """Runs the demo under `home` and prints its story. Returns 0 only if every stage did its work."""
     report = Report(home)
-    with report.live(), LocalPlatform(home=_fresh(home, report)) as platform:
-        report.started(platform)
-        demo = Demo.open(platform, report, trials)
-        demo.build()
-        demo.replay(START, START + timedelta(days=days))
-        demo.finish()
-        if keep:
-            platform.start_dagster()
-            platform.supervisor.detach()
+    with report.live():
+        warm_up.start()
+        with LocalPlatform(home=_fresh(home, report)) as platform:
+            report.started(platform)
+            demo = Demo.open(platform, report, trials)
+            warm_up.settle()
+            demo.build()
+            demo.replay(START, START + timedelta(days=days))
+            demo.finish()
+            if keep:
+                platform.start_dagster()
+                platform.supervisor.detach()
     report.print_summary(platform, keep)
     return report.status
 

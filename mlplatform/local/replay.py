@@ -32,6 +32,9 @@ STAGE_OF_STEP = {
     **dict.fromkeys(("predictions", "outcomes", "performance", "data", "prediction"), "monitoring"),
 }
 
+IDLE = timedelta(hours=1)
+AFTERMATH_TICK = timedelta(hours=2)
+
 # Called with the simulated time reached and the answers so far.
 OnTick = Callable[[datetime, int], None]
 
@@ -53,20 +56,25 @@ class Replay:
     def run(
         self, start: datetime, end: datetime, aftermath: timedelta, tick: timedelta, monitor_every: timedelta, progress: OnTick
     ) -> None:
-        """From `start` to `end` with an application asking every `tick`, then `aftermath` without, by the hour."""
+        """From `start` to `end` with an application asking every `tick`, then `aftermath` without."""
         schedule = Schedule(self.platform.sources_url)
         try:
-            for at in between(start, end, tick):
+            at, monitored = start, start
+            while at < end:
                 self.advance(at)
                 self._tick(at, tick)
-                self._ask(schedule, at, min(at + tick, end))
+                # By the hour while nobody asks: at night no flight is two hours from its departure.
+                asked_soon = schedule.questions(at, min(at + IDLE, end))
+                upcoming = at + tick if asked_soon else (at + IDLE).replace(minute=0)
+                self._ask(schedule, at, min(upcoming, end))
                 progress(at, self.tally.answered)
-                if (at - start) % monitor_every == timedelta(0) and at > start:
+                if at - monitored >= monitor_every:
                     self.monitor(drift=False)
-            hour = timedelta(hours=1)
-            for at in between(end, end + aftermath + hour, hour):
+                    monitored = at
+                at = upcoming
+            for at in between(end, end + aftermath + AFTERMATH_TICK, AFTERMATH_TICK):
                 self.advance(at)
-                self._tick(at, hour)
+                self._tick(at, AFTERMATH_TICK)
                 progress(at, self.tally.answered)
             self.monitor(drift=True)
         finally:

@@ -65,7 +65,7 @@ flight_disruption = ModelSpec(
     categorical=("carrier", "origin", "dest"),
     slices=("carrier", "origin"),
     split=DEMO_SPLIT,
-    tuning=TuningSpec(trials=8, folds=2),
+    tuning=TuningSpec(trials=6, folds=2, max_rows=40_000),
     gates=_GATES,
     champion_gate=ChampionGate(metric="log_loss", tolerance=0.002),
     cost=CostMatrix(miss=5, false_alarm=1),

@@ -88,7 +88,6 @@ def _offline(catalog: Catalog, plan: ViewPlan) -> dg.AssetsDefinition:
         ],
         name=f"offline_{plan.name}",
         backfill_policy=dg.BackfillPolicy.single_run(),
-        pool=f"offline_{plan.name}",
     )
     def offline(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
         days = partitions.days_of(context)

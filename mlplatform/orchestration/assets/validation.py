@@ -68,7 +68,6 @@ def _validated(catalog: Catalog, spec: SourceSpec, sources: Mapping[str, SourceS
         ],
         name=f"validated_{spec.name}",
         backfill_policy=dg.BackfillPolicy.single_run() if days_def else None,
-        pool=f"validated_{spec.name}",
         check_specs=[
             *(dg.AssetCheckSpec(c.name, asset=validated, blocking=c.blocking, description=c.description) for c in describe.checks(spec)),
             dg.AssetCheckSpec(

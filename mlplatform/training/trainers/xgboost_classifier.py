@@ -53,8 +53,8 @@ class XGBoostClassifier:
 
     framework = "xgboost"
     default_params: Mapping[str, Any] = {
-        "max_depth": 7,
-        "eta": 0.06,
+        "max_depth": 6,
+        "eta": 0.08,
         "min_child_weight": 100.0,
         "subsample": 0.8,
         "colsample_bytree": 0.3,
