@@ -59,7 +59,8 @@ def test_dagster_runs_on_a_workspace_and_leaves_nothing(tmp_path: Path) -> None:
     home.mkdir()
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     with Supervisor(tmp_path) as supervisor:
-        services = supervisor.start_all([dagster_webserver(home, workspace), dagster_daemon(home, workspace)])
+        # One after the other: Dagster's SQLite stores cannot be made by two processes at once (ours exist before both start).
+        services = [supervisor.start(dagster_webserver(home, workspace)), supervisor.start(dagster_daemon(home, workspace))]
         query = {"query": "{ assetNodes { assetKey { path } } }"}
         shown = httpx.post(f"{services[0].url}/graphql", json=query, timeout=60).json()
         assert shown["data"]["assetNodes"] == [{"assetKey": {"path": ["a"]}}]

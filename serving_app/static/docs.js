@@ -165,6 +165,13 @@ function draw(api) {
           ...describeAnswer(api, operation.responses))));
     }
   }
+  nameModel();
+}
+
+// The state and the operations come from two answers, in either order: whoever is second finds the other's part.
+let servedModel = "";
+function nameModel() {
+  for (const input of document.querySelectorAll("input[name=model]")) input.placeholder = servedModel;
 }
 
 async function showState() {
@@ -174,7 +181,8 @@ async function showState() {
     const told = await response.json();
     state.className = "state " + (response.ok ? "ready" : "unready");
     state.textContent = response.ok ? "ready: " + Object.entries(told.models).map(([name, version]) => `${name} v${version}`).join(", ") : "not ready";
-    for (const input of document.querySelectorAll("input[name=model]")) input.placeholder = Object.keys(told.models || {})[0] || "";
+    servedModel = Object.keys(told.models || {})[0] || "";
+    nameModel();
     state.title = response.ok ? told.warnings.join("\n") : told.detail;
   } catch (error) {
     state.className = "state unready";
