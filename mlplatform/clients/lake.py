@@ -4,7 +4,8 @@ Belongs here: reading, replacing and appending whole frames, idempotently, with 
 Does not belong here: knowing what any table means.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
@@ -17,9 +18,14 @@ from deltalake.exceptions import TableNotFoundError
 from mlplatform.records import DayRange
 
 Key = tuple[str, ...]
+_Place = tuple[Key, str, int, DayRange | None]  # table, its id, its version, the days read
 
 # Every partitioned table has this column: the UTC day of its time column.
 DAY = "event_date"
+
+# What `read` keeps, in bytes: several views read the same days of the same tables, one after the other.
+_KEPT_BYTES = 256 * 2**20
+_LARGEST_KEPT = _KEPT_BYTES // 4
 
 
 class MissingTableError(LookupError):
@@ -34,6 +40,8 @@ class Lake:
     storage_options: Mapping[str, str] = field(default_factory=dict)
     # Opening a table reads its whole log; one that is open already only looks for newer commits.
     _open: dict[Key, DeltaTable] = field(default_factory=dict, init=False, repr=False, compare=False)
+    # A version of a table never changes, so what was read of it stays true. The frame read longest ago is first.
+    _kept: dict[_Place, pl.DataFrame] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def uri(self, key: Key) -> str:
         return "/".join((self.root.rstrip("/"), *key))
@@ -45,7 +53,8 @@ class Lake:
         """The Delta table itself, at its newest version or at `version`. Raises MissingTableError where nothing was ever written."""
         if version is None and key in self._open:
             table = self._open[key]
-            table.update_incremental()
+            if self._may_be_behind(key, table.version()):
+                table.update_incremental()
             return table
         try:
             table = DeltaTable(self.uri(key), version=version, storage_options=self._options())
@@ -54,6 +63,14 @@ class Lake:
         if version is None:
             self._open[key] = table
         return table
+
+    def _may_be_behind(self, key: Key, version: int) -> bool:
+        # Versions have no gaps (Delta protocol, "Delta Log Entries"), so the file of the next commit tells whether there is
+        # one. Asking a local folder for one name is some hundred times cheaper than listing the log, as the update does.
+        if "://" in self.root:
+            return True
+        log = Path(self.uri(key)) / "_delta_log"
+        return (log / f"{version + 1:020d}.json").exists() or not (log / f"{version:020d}.json").exists()
 
     def _target(self, key: Key) -> DeltaTable | str:
         """What to write to: the open table, or the place of one that does not exist yet."""
@@ -65,7 +82,46 @@ class Lake:
         return frame if days is None else frame.filter(pl.col(DAY).is_between(days.first, days.last))
 
     def read(self, key: Key, days: DayRange | None = None, version: int | None = None) -> pl.DataFrame:
-        return self.scan(key, days, version).collect()
+        """The rows of a table, in no order. Small frames of the newest version are kept for the next reader: do not change
+        them in place."""
+        if version is not None:
+            return self.scan(key, days, version).collect()
+        place = (key, *self.identity(key), days)
+        frame = self._kept.pop(place, None)
+        if frame is None:
+            frame = self.scan(key, days).collect()
+            for outdated in [kept for kept in self._kept if kept[0] == key and kept[1:3] != place[1:3]]:
+                del self._kept[outdated]
+        self._keep(place, frame)
+        return frame
+
+    def _keep(self, place: _Place, frame: pl.DataFrame) -> None:
+        if frame.estimated_size() <= _LARGEST_KEPT:
+            self._kept[place] = frame
+        while sum(kept.estimated_size() for kept in self._kept.values()) > _KEPT_BYTES:
+            del self._kept[next(iter(self._kept))]
+
+    @contextmanager
+    def _writing(self, key: Key, rows: pl.DataFrame, replaced: DayRange | None) -> Iterator[None]:
+        """Around one commit that adds `rows`, in place of those of the days `replaced`: kept frames follow it.
+
+        Only where nobody else committed meanwhile, which the version tells, and the rows are of the table's own types.
+        """
+        before = self.identity(key) if key in self._open else None
+        yield
+        if before is None or self.identity(key) != (before[0], before[1] + 1):
+            return
+        for place in [kept for kept in self._kept if kept[:3] == (key, *before)]:
+            frame, days = self._kept.pop(place), place[3]
+            if DAY not in rows.columns or set(rows.columns) != set(frame.columns):
+                continue
+            added = rows if days is None else rows.filter(pl.col(DAY).is_between(days.first, days.last))
+            added = added.select(frame.columns)
+            if added.schema != frame.schema:
+                continue
+            if replaced is not None:
+                frame = frame.filter(~pl.col(DAY).is_between(replaced.first, replaced.last))
+            self._keep((key, before[0], before[1] + 1, days), pl.concat([frame, added], rechunk=True))
 
     def replace(self, key: Key, rows: pl.DataFrame, days: DayRange | None = None, metadata: Mapping[str, str] | None = None) -> int:
         """Replaces the whole table, or the partitions of `days`, in one commit. Returns the version it left.
@@ -86,15 +142,16 @@ class Lake:
                 self.uri(key), _plain(rows), partition_by=[DAY], storage_options=self._options(), commit_properties=_commit(metadata)
             )
         else:
-            write_deltalake(
-                self._target(key),
-                _plain(rows),
-                mode="overwrite",
-                predicate=f"{DAY} >= '{days.first}' AND {DAY} <= '{days.last}'",
-                partition_by=[DAY],
-                storage_options=self._options(),
-                commit_properties=_commit(metadata),
-            )
+            with self._writing(key, rows, days):
+                write_deltalake(
+                    self._target(key),
+                    _plain(rows),
+                    mode="overwrite",
+                    predicate=f"{DAY} >= '{days.first}' AND {DAY} <= '{days.last}'",
+                    partition_by=[DAY],
+                    storage_options=self._options(),
+                    commit_properties=_commit(metadata),
+                )
         return self.version(key)
 
     def append(
@@ -110,14 +167,15 @@ class Lake:
         replay: nothing is written and False is returned."""
         if transaction is not None and self.transaction(key, transaction[0]) >= transaction[1]:
             return False
-        write_deltalake(
-            self._target(key),
-            _plain(rows),
-            mode="append",
-            partition_by=[DAY] if partitioned else None,
-            storage_options=self._options(),
-            commit_properties=_commit(metadata, transaction),
-        )
+        with self._writing(key, rows, None):
+            write_deltalake(
+                self._target(key),
+                _plain(rows),
+                mode="append",
+                partition_by=[DAY] if partitioned else None,
+                storage_options=self._options(),
+                commit_properties=_commit(metadata, transaction),
+            )
         return True
 
     def transaction(self, key: Key, application: str) -> int:

@@ -26,7 +26,7 @@ TARGETS = {"auc": 0.75, "log_loss": 0.500, "ece": 0.015}
 
 def run_bench_quality(home: Path, as_json: bool) -> int:
     """Returns 0 if every bound is kept. Leaves nothing running."""
-    report = Report(home)
+    report = Report(home, "[bold]mlplatform bench quality[/bold]: the year 2013 through the same assets", aside=as_json)
     reset(home)
     with report.live(), LocalPlatform(home=home, start=AFTER) as platform:
         demo = Demo.open(platform, report, None)

@@ -33,7 +33,7 @@ AFTERMATH = timedelta(hours=12)
 
 def run_demo(home: Path, days: int = 2, keep: bool = False, trials: int | None = None) -> int:
     """Runs the demo under `home` and prints its story. Returns 0 only if every stage did its work."""
-    report = Report(home)
+    report = Report(home, "[bold]mlplatform demo[/bold]: every flight out of New York in 2013, from source systems to a drift report")
     with report.live():
         warm_up.start()
         with LocalPlatform(home=_fresh(home, report)) as platform:

@@ -4,13 +4,11 @@ Belongs here: one simulated tick after the other. Does not belong here: what a t
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import httpx
 
 from mlplatform.client import PredictionClient
 from mlplatform.local.profile import LocalPlatform
@@ -52,6 +50,8 @@ class Replay:
     client: PredictionClient
     tally: Tally
     seconds: dict[str, float] = field(default_factory=dict)
+    # The first earlier day that got late rows and was not split again yet, by source.
+    _late: dict[str, date] = field(default_factory=dict, init=False)
 
     def run(
         self, start: datetime, end: datetime, aftermath: timedelta, tick: timedelta, monitor_every: timedelta, progress: OnTick
@@ -61,7 +61,7 @@ class Replay:
         try:
             at, monitored = start, start
             while at < end:
-                self.advance(at)
+                self._advance(schedule, at)
                 self._tick(at, tick)
                 # By the hour while nobody asks: at night no flight is two hours from its departure.
                 asked_soon = schedule.questions(at, min(at + IDLE, end))
@@ -73,17 +73,16 @@ class Replay:
                     monitored = at
                 at = upcoming
             for at in between(end, end + aftermath + AFTERMATH_TICK, AFTERMATH_TICK):
-                self.advance(at)
+                self._advance(schedule, at)
                 self._tick(at, AFTERMATH_TICK)
                 progress(at, self.tally.answered)
             self.monitor(drift=True)
         finally:
             schedule.close()
 
-    def advance(self, to: datetime) -> None:
-        """Puts the clock; the source systems publish everything due by then before they answer."""
+    def _advance(self, schedule: Schedule, to: datetime) -> None:
         with self._timed("ingestion"):
-            httpx.post(f"{self.platform.sources_url}/clock", json={"to": to.isoformat(), "speed": 0.0}, timeout=60).raise_for_status()
+            schedule.advance(to)
 
     def _tick(self, at: datetime, tick: timedelta) -> None:
         """One run for what became known: today's raw and validated rows, and the views whose time has come."""
@@ -94,9 +93,12 @@ class Replay:
         if not keys:
             return
         landed = self._run(keys, today)
-        if (late := _before(landed.values(), today)) is not None:
+        self._late |= {key.path[1]: first for key, metadata in landed.items() if (first := _first_day(metadata)) < today.first}
+        if self._late and at.minute == 0:
             # Late events belong to an earlier day's partition: that one is split again.
-            self._run(self.runner.keys("validated", "quarantine", names=sources), late)
+            late = DayRange(min(self._late.values()), today.first - timedelta(days=1))
+            self._run(self.runner.keys("validated", "quarantine", names=self._late), late)
+            self._late.clear()
 
     def _has_news(self, source: SourceSpec, at: datetime) -> bool:
         """Whether reading the source can bring anything: entries wait in its stream, or the API's hour is full."""
@@ -155,11 +157,9 @@ def _due(at: datetime, cadence: timedelta, tick: timedelta) -> bool:
     return since // cadence > (since - tick) // cadence
 
 
-def _before(landed: Iterable[Mapping[str, object]], today: DayRange) -> DayRange | None:
-    """The days before today whose raw rows changed, None where there are none."""
-    firsts = [date.fromisoformat(str(m["first_day"])) for m in landed if m.get("rows_received") and "first_day" in m]
-    first = min(firsts, default=today.first)
-    return DayRange(first, today.first - timedelta(days=1)) if first < today.first else None
+def _first_day(landed: Mapping[str, object]) -> date:
+    """The first day that got raw rows; `date.max` where none did."""
+    return date.fromisoformat(str(landed["first_day"])) if landed.get("rows_received") and "first_day" in landed else date.max
 
 
 def run_replay(model: str, start: datetime, end: datetime, home: Path) -> int:

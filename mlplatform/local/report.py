@@ -67,13 +67,15 @@ def warnings_to_file(path: Path) -> Iterator[None]:
 
 @dataclass
 class Report:
-    """Collects and shows. `status` is the command's exit status."""
+    """Collects and shows. `status` is the command's exit status. `aside`: on stderr, where stdout carries an answer for programs."""
 
     home: Path
+    title: str
+    aside: bool = False
     rows: list[StageRow] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.console = Console(stderr=False)
+        self.console = Console(stderr=self.aside)
         self._seconds: dict[str, float] = {}
         self._facts: list[tuple[str, str]] = []
         self._began = time.perf_counter()
@@ -94,7 +96,7 @@ class Report:
 
     @contextmanager
     def live(self) -> Iterator[None]:
-        self.console.print("[bold]mlplatform demo[/bold]: every flight out of New York in 2013, from source systems to a drift report")
+        self.console.print(self.title, soft_wrap=True)
         with self._progress, warnings_to_file(self.home / "logs" / "warnings.log"):
             yield
 
@@ -167,8 +169,8 @@ class Report:
             if row.fault:
                 self.console.print(f"[red]{row.stage}: {row.fault}[/red]")
         for name, value in self._facts:
-            self.console.print(f"  [bold]{name:<12}[/bold] {value}", highlight=False)
-        self.console.print(f"  [bold]{'took':<12}[/bold] {time.perf_counter() - self._began:.0f} s")
+            self.console.print(f"  [bold]{name:<16}[/bold] {value}", highlight=False, soft_wrap=True)
+        self.console.print(f"  [bold]{'took':<16}[/bold] {time.perf_counter() - self._began:.0f} s")
         if keep:
             for service in platform.supervisor.services:
                 if service.url:

@@ -42,7 +42,11 @@ class Schedule:
     """The airlines' published schedule, from the source system's API."""
 
     def __init__(self, base_url: str) -> None:
-        self._client = httpx.Client(base_url=base_url, timeout=30)
+        self._client = httpx.Client(base_url=base_url, timeout=60)
+
+    def advance(self, to: datetime) -> None:
+        """Puts the simulated clock; the source systems publish everything due by then before they answer."""
+        self._client.post("/clock", json={"to": to.isoformat(), "speed": 0.0}).raise_for_status()
 
     def questions(self, start: datetime, end: datetime) -> Sequence[Question]:
         """The flights to ask for with T in [start, end), in the order of T."""

@@ -38,7 +38,7 @@ def _build_and_keep(home: Path, speed: float) -> int:
     from mlplatform.local.demo import Demo
     from mlplatform.local.report import Report
 
-    report = Report(home)
+    report = Report(home, "[bold]mlplatform up[/bold]: January to August 2013 from the source systems to a serving model")
     with report.live(), LocalPlatform(home=home) as platform:
         Demo.open(platform, report, None).build()
         platform.start_dagster()

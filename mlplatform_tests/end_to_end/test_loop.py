@@ -89,7 +89,7 @@ def platform(home: Path) -> Iterator[LocalPlatform]:
 
 @pytest.fixture(scope="module")
 def story(feast_imported: None, platform: LocalPlatform, home: Path) -> Story:
-    report = Report(home)
+    report = Report(home, "the loop")
     demo = Demo.open(platform, report, None, shortened(catalogs()[0]))
     demo.build()
     demo.replay(START, END, AFTERMATH)

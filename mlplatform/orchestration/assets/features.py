@@ -175,11 +175,12 @@ def write_online(clients: Clients, plan: ViewPlan) -> tuple[WriteCounts, datetim
     now = clients.clock.now()
     days = DayRange((now - plan.ttl).date(), now.date())
     try:
-        rows = clients.lake.scan(("offline", plan.name), days)
+        rows = clients.lake.read(("offline", plan.name), days)
     except MissingTableError as missing:
         raise dg.Failure(f"{missing}. Materialize offline/{plan.name} before online/{plan.name}.") from missing
     newest = (
-        rows.filter(
+        rows.lazy()
+        .filter(
             pl.col("event_timestamp") >= pl.lit(now - plan.ttl), pl.col("event_timestamp") <= pl.lit(now), pl.col("created") <= pl.lit(now)
         )
         .drop(DAY)
