@@ -50,6 +50,8 @@ class ValidationSummary:
     broken: Mapping[str, int] = field(default_factory=dict)
     warned: Mapping[str, int] = field(default_factory=dict)
     failures: tuple[str, ...] = ()  # table-level failures: too many quarantined, stale, too many nulls
+    # The days the failures are about, where they are about some of several; empty: about everything there is.
+    bad_days: tuple[date, ...] = ()
 
     @property
     def quarantine_share(self) -> float:

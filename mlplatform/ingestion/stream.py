@@ -13,6 +13,7 @@ import orjson
 import polars as pl
 
 from mlplatform.ingestion.cast import TIMESTAMP, cast_records
+from mlplatform.records import DayRange
 from mlplatform.specs import Contract
 
 FIELD = "event"
@@ -35,13 +36,16 @@ class StreamBatch:
     dropped: tuple[str, ...] = ()
 
 
-def parse(entries: Sequence[tuple[str, Mapping[str, bytes]]], contract: Contract, received_at: datetime) -> StreamBatch:
+def parse(
+    entries: Sequence[tuple[str, Mapping[str, bytes]]], contract: Contract, received_at: datetime, within: tuple[str, DayRange] | None = None
+) -> StreamBatch:
     """Entries in stream order → rows and malformed entries. Never raises because of an entry's content.
 
-    Malformed: no field `event`, no JSON object, a column of another type, a column that may not be null absent, and
-    entries that the stream was trimmed of before they were read (no fields).
+    Malformed: no field `event`, no JSON object, a column of another type, a column that may not be null absent, entries
+    that the stream was trimmed of before they were read (no fields), and with `within` (time column, days) entries whose
+    time lies on another day: no partition would ever hold them.
     """
-    parts = [_parse_slice(entries[start : start + SLICE], contract, received_at) for start in range(0, max(len(entries), 1), SLICE)]
+    parts = [_parse_slice(entries[start : start + SLICE], contract, received_at, within) for start in range(0, max(len(entries), 1), SLICE)]
     return StreamBatch(
         rows=pl.concat(part.rows for part in parts),
         malformed=pl.concat(part.malformed for part in parts),
@@ -50,7 +54,9 @@ def parse(entries: Sequence[tuple[str, Mapping[str, bytes]]], contract: Contract
     )
 
 
-def _parse_slice(entries: Sequence[tuple[str, Mapping[str, bytes]]], contract: Contract, received_at: datetime) -> StreamBatch:
+def _parse_slice(
+    entries: Sequence[tuple[str, Mapping[str, bytes]]], contract: Contract, received_at: datetime, within: tuple[str, DayRange] | None
+) -> StreamBatch:
     ids: list[str] = []
     events: list[dict[str, Any]] = []
     payloads: list[bytes] = []
@@ -64,10 +70,18 @@ def _parse_slice(entries: Sequence[tuple[str, Mapping[str, bytes]]], contract: C
         else:
             unread.append((entry_id, *event))
     records = cast_records(events, contract)
-    unread += [(ids[i], _readable(payloads[i]), fault) for i, fault in records.faults.items()]
+    faults = {**(_other_days(records.rows, *within) if within else {}), **records.faults}
+    unread += [(ids[i], _readable(payloads[i]), fault) for i, fault in faults.items()]
     stamped = records.rows.with_columns(pl.lit(received_at, TIMESTAMP).alias("received_at"), pl.Series("stream_id", ids, dtype=pl.String))
-    readable = pl.Series([True] * len(ids), dtype=pl.Boolean).scatter(list(records.faults), False)
+    readable = pl.Series([True] * len(ids), dtype=pl.Boolean).scatter(list(faults), False)
     return StreamBatch(stamped.filter(readable), _malformed(unread, received_at), None, records.dropped)
+
+
+def _other_days(rows: pl.DataFrame, time_column: str, days: DayRange) -> dict[int, str]:
+    """Positions of the rows whose time lies on none of `days`, and why that is a fault."""
+    day = pl.col(time_column).dt.date()
+    strays = rows.select(pl.int_range(pl.len()).alias("at"), day.alias("day")).filter(~pl.col("day").is_between(days.first, days.last))
+    return {at: f"{time_column} is on {stray}, outside the days {days.first} … {days.last}" for at, stray in strays.iter_rows()}
 
 
 def _event(fields: Mapping[str, bytes]) -> dict[str, Any] | tuple[str, str]:

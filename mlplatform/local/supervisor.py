@@ -24,8 +24,9 @@ from mlplatform.local.service_state import Service, State, end_waves, read_state
 _LOG_TAIL_LINES = 30
 _PROBE_EVERY_S = 0.1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Feast sets it for its own server when it is imported; a child that inherits it would count its metrics in Feast's files.
-_NOT_INHERITED = frozenset({"PROMETHEUS_MULTIPROC_DIR"})
+# Feast sets them for its own server when it is imported, and removes their folder when its process ends: a child that
+# inherits them counts its metrics there, and fails once the folder is gone.
+_NOT_INHERITED = frozenset({"PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROCESS_DIR"})
 _given_out: set[int] = set()
 
 Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None

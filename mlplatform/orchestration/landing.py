@@ -31,8 +31,12 @@ class Landed:
     notes: dict[str, str] = field(default_factory=dict)
 
 
-def land(clients: Clients, spec: SourceSpec, days: DayRange | None, run_id: str) -> Landed:
-    """Reads the source for `days` (None for a source without days) into its raw table. Raises ingestion.errors.SourceError."""
+def land(clients: Clients, spec: SourceSpec, days: DayRange | None, run_id: str, every_day: DayRange | None = None) -> Landed:
+    """Reads the source for `days` (None for a source without days) into its raw table. Raises ingestion.errors.SourceError.
+
+    A stream brings what it holds, of whatever day; an event outside `every_day`, the days there are partitions for, is
+    unreadable.
+    """
     reader = spec.reader
     match reader:
         case SqlReader():
@@ -48,7 +52,7 @@ def land(clients: Clients, spec: SourceSpec, days: DayRange | None, run_id: str)
             if days is None or spec.time_column is None:
                 raise ValueError(f"source {spec.name}: a stream needs a time_column")
             archived = _land_archive(clients, spec, reader, days, run_id)
-            return _merge(archived, *_drain(clients, spec, reader, days, run_id))
+            return _merge(archived, *_drain(clients, spec, reader, days, run_id, every_day))
 
 
 def _land_window(clients: Clients, spec: SourceSpec, reader: HttpReader, days: DayRange | None, run_id: str) -> Landed:
@@ -90,14 +94,17 @@ def _land_archive(clients: Clients, spec: SourceSpec, reader: StreamReader, days
     return Landed(reading.rows.height, there)
 
 
-def _drain(clients: Clients, spec: SourceSpec, reader: StreamReader, days: DayRange, run_id: str) -> list[Landed]:
+def _drain(
+    clients: Clients, spec: SourceSpec, reader: StreamReader, days: DayRange, run_id: str, every_day: DayRange | None
+) -> list[Landed]:
     """Everything the stream holds, batch by batch: commit to Delta with the last id, then acknowledge."""
     landed: list[Landed] = []
+    within = (spec.time_column, every_day) if spec.time_column and every_day else None
     key, application = ("raw", spec.name), f"stream:{reader.stream}"
     with clients.source_streams(reader.connection) as client:
         while entries := client.read(reader.stream, reader.group, CONSUMER, STREAM_BATCH):
             committed = stream_id_of(clients.lake.transaction(key, application))
-            batch = unseen(parse(entries, spec.contract, clients.clock.now()), committed, committed)
+            batch = unseen(parse(entries, spec.contract, clients.clock.now(), within), committed, committed)
             rows = _stream_rows(batch, spec, clients.clock.now(), days)
             if rows.height and batch.last_id is not None:
                 number = transaction_number(batch.last_id)

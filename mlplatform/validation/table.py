@@ -4,16 +4,18 @@ Belongs here: judging a split's outcome, and whether one source's rows cover ano
 Does not belong here: judging rows (`rules`), or what a failure leads to (the orchestration's blocking checks).
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from math import ceil
 
 import polars as pl
 
 from mlplatform.records import ValidationSummary
 from mlplatform.specs import Coverage, SourceSpec
-from mlplatform.validation.split import RECEIVED_AT, SplitResult
+from mlplatform.validation.rules import rules_of
+from mlplatform.validation.split import BROKEN_RULES, DAY, RECEIVED_AT, SplitResult
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,38 @@ def judge(result: SplitResult, spec: SourceSpec, now: datetime | None = None, ro
     - the newest validated row older than `max_age` at `now` (timezone-aware; None: not judged), by the source's time
       column, or by `received_at` where it has none. For a partition, `now` is at most the end of its last day;
     - no valid row where `rows_expected`.
+
+    Of a result of several days each is judged by itself for the first two, so that a bad day cannot hide among good ones;
+    `bad_days` names them. The last two are about the whole: how fresh it is, and whether there is anything.
     """
-    return replace(result.summary, failures=tuple(_failures(result, spec, now, rows_expected)))
+    failures = [*_empty(result.summary, rows_expected), *_too_old(result.validated, spec, now)]
+    days = _days(result, spec)
+    if len(days) <= 1:
+        return replace(result.summary, failures=(*_bad_rows(result, spec), *failures))
+    bad = {day: found for day in days if (found := tuple(_bad_rows(_of_day(result, spec, day), spec)))}
+    by_day = [f"{day}: {'; '.join(found)}" for day, found in bad.items()]
+    return replace(result.summary, failures=(*by_day, *failures), bad_days=() if failures else tuple(bad))
 
 
-def _failures(result: SplitResult, spec: SourceSpec, now: datetime | None, rows_expected: bool) -> Iterator[str]:
+def _days(result: SplitResult, spec: SourceSpec) -> list[date]:
+    if not spec.partitioned:
+        return []
+    found = pl.concat([result.validated[DAY], result.quarantined[DAY]]).unique().sort()
+    return list(found)
+
+
+def _of_day(result: SplitResult, spec: SourceSpec, day: date) -> SplitResult:
+    """What the split would have given for one of its days, repeats apart (they carry no day: they were dropped)."""
+    validated, quarantined = (frame.filter(pl.col(DAY) == day) for frame in (result.validated, result.quarantined))
+    quarantining = {rule.name for rule in rules_of(spec.contract) if rule.quarantines}
+    broken = Counter(name for names in quarantined[BROKEN_RULES].to_list() for name in names if name in quarantining)
+    rows = validated.height + quarantined.height
+    return SplitResult(
+        validated, quarantined, ValidationSummary(spec.name, rows, validated.height, quarantined.height, redelivered=0, broken=broken)
+    )
+
+
+def _bad_rows(result: SplitResult, spec: SourceSpec) -> Iterator[str]:
     summary, contract = result.summary, spec.contract
     allowed = ceil(contract.max_quarantine_share * (summary.rows_in - summary.redelivered))
     if summary.quarantined > allowed:
@@ -52,10 +81,12 @@ def _failures(result: SplitResult, spec: SourceSpec, now: datetime | None, rows_
             f"{summary.quarantined} of {summary.rows_in} rows quarantined ({summary.quarantine_share:.1%}), "
             f"allowed {contract.max_quarantine_share:.1%}: {reasons}"
         )
+    yield from _too_many_nulls(result, spec)
+
+
+def _empty(summary: ValidationSummary, rows_expected: bool) -> Iterator[str]:
     if rows_expected and not summary.validated:
         yield "no rows where rows are expected" if not summary.rows_in else f"none of {summary.rows_in} rows is valid"
-    yield from _too_many_nulls(result, spec)
-    yield from _too_old(result.validated, spec, now)
 
 
 def _too_many_nulls(result: SplitResult, spec: SourceSpec) -> Iterator[str]:

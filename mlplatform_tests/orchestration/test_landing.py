@@ -14,6 +14,7 @@ from mlplatform.ingestion.errors import SourceError
 from mlplatform.orchestration.assets.ingestion import ingestion_assets
 from mlplatform.orchestration.assets.validation import split_source, write
 from mlplatform.orchestration.landing import land
+from mlplatform.orchestration.partitions import every_day
 from mlplatform.orchestration.resources import Clients, PlatformResource
 from mlplatform.records import DayRange
 from mlplatform.specs import Catalog, SourceSpec
@@ -101,8 +102,8 @@ def test_several_batches_land_in_one_run(clients, systems, orders, today, now, m
 
 def test_unreadable_entries_keep_their_text_and_end_in_quarantine(clients, systems, orders, source, today, now):
     land(clients, source("shops"), None, "run")
-    result, _, _, _ = split_source(clients, source("shops"), None)
-    write(clients, source("shops"), result, None, "run", keep_validated=False)
+    result, summary, _, _ = split_source(clients, source("shops"), None)
+    write(clients, source("shops"), result, None, "run", summary)
     systems.publish(systems.order(1, now), "{broken", *(systems.order(n, now) for n in range(2, 9)))
     landed = land(clients, orders, today, "run")
     assert (landed.rows, landed.unreadable) == (8, 1)
@@ -111,10 +112,20 @@ def test_unreadable_entries_keep_their_text_and_end_in_quarantine(clients, syste
     assert raw["payload"].to_list() == ["{broken"]
     assert raw["event_date"].to_list() == [today.last]
     result, summary, _, _ = split_source(clients, orders, today)
-    write(clients, orders, result, today, "run", keep_validated=False)
+    write(clients, orders, result, today, "run", summary)
     aside = clients.lake.read(("quarantine", "orders"))
     assert aside.select("payload", pl.col("broken_rules").list.join(",")).rows() == [("{broken", "unreadable")]
     assert (summary.validated, summary.quarantined, summary.failures) == (8, 1, ())
+
+
+def test_an_event_of_a_day_without_a_partition_is_unreadable_and_moves_no_day(clients, systems, orders, shop, today, now):
+    systems.publish(systems.order(1, now), systems.order(2, now.replace(year=1999)), systems.order(3, now + timedelta(days=800)))
+    landed = land(clients, orders, today, "run", every_day(shop, now))
+    assert (landed.rows, landed.unreadable, landed.days) == (1, 2, today)
+    assert "placed_at is on 1999-05-03, outside the days 2024-05-01 … 2024-05-04" in landed.notes["first_unreadable"]
+    raw = clients.lake.read(("raw", "orders"), today)
+    assert raw.height == 3
+    assert raw["payload"].drop_nulls().str.json_path_match("$.order_id").sort().to_list() == ["o2", "o3"]
 
 
 def test_only_unreadable_entries_are_landed_too(clients, systems, orders, today):

@@ -43,7 +43,8 @@ def _raw(catalog: Catalog, spec: SourceSpec) -> dg.AssetsDefinition:
     def raw(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
         days = partitions.days_of(context) if spec.partitioned else None
         try:
-            landed = land(platform.clients, spec, days, context.run.run_id)
+            every_day = partitions.every_day(catalog, platform.clients.clock.now()) if spec.partitioned else None
+            landed = land(platform.clients, spec, days, context.run.run_id, every_day)
         except (SourceError, StreamError) as error:
             raise dg.Failure(f"{spec.name}: {error}") from error
         return dg.MaterializeResult(metadata=_metadata(platform, spec, landed))

@@ -80,7 +80,7 @@ def _validated(catalog: Catalog, spec: SourceSpec, sources: Mapping[str, SourceS
         days = partitions.days_of(context) if spec.partitioned else None
         result, summary, covers, inputs = split_source(clients, spec, days)
         suite = _suite(clients, spec, inputs, days, context.run.run_id)
-        write(clients, spec, result, days, context.run.run_id, keep_validated=bool(summary.failures))
+        write(clients, spec, result, days, context.run.run_id, summary)
         yield dg.MaterializeResult(
             asset_key=quarantine,
             metadata={
@@ -90,7 +90,8 @@ def _validated(catalog: Catalog, spec: SourceSpec, sources: Mapping[str, SourceS
         )
         checks = list(_checks(clients, spec, summary, covers, suite, validated))
         if summary.failures:
-            # The good rows of an unacceptable day are not written: what stands is the last acceptable state.
+            # The good rows of an unacceptable day are not written: what stands is the last acceptable state. Other days of
+            # the range are, but the run fails all the same: what lies downstream would take the old day for the new one.
             yield from checks
             raise dg.Failure(
                 f"{spec.name}: " + "; ".join(summary.failures),
@@ -161,12 +162,20 @@ def _whole_days(span: timedelta) -> timedelta:
     return timedelta(days=-(-span // timedelta(days=1)))
 
 
-def write(clients: Clients, spec: SourceSpec, result: SplitResult, days: DayRange | None, run_id: str, *, keep_validated: bool) -> None:
-    """Replaces the days' rows in both tables, or the whole tables of a source without days."""
-    metadata = {"run_id": run_id}
+def write(clients: Clients, spec: SourceSpec, result: SplitResult, days: DayRange | None, run_id: str, summary: ValidationSummary) -> None:
+    """Replaces the days' rows in both tables, or the whole tables of a source without days. Of `validated`, days that are
+    not acceptable stay as they are: the `bad_days`, or all where the failures are about everything."""
+    metadata, key = {"run_id": run_id}, ("validated", spec.name)
     clients.lake.replace(("quarantine", spec.name), result.quarantined, days, metadata)
-    if not keep_validated:
-        clients.lake.replace(("validated", spec.name), result.validated, days, metadata)
+    validated = result.validated
+    if summary.bad_days:
+        bad = pl.col("event_date").is_in(list(summary.bad_days))
+        validated = validated.filter(~bad)
+        if clients.lake.exists(key):
+            validated = pl.concat([validated, clients.lake.read(key, days).filter(bad).select(validated.columns)])
+    elif summary.failures:
+        return
+    clients.lake.replace(key, validated, days, metadata)
 
 
 def _reference_dep(spec: SourceSpec, other: SourceSpec) -> dg.AssetDep:

@@ -9,6 +9,7 @@ import pytest
 from mlplatform.orchestration.assets.ingestion import ingestion_assets
 from mlplatform.orchestration.assets.validation import validation_assets
 from mlplatform.orchestration.resources import Clients
+from mlplatform.records import DayRange
 from mlplatform.specs import Catalog
 
 ORDERS = dg.AssetKey(["validated", "orders"])
@@ -87,6 +88,25 @@ def test_after_a_bad_day_good_rows_pass_again(run, systems, clients, today, now)
     assert run().success
     assert clients.lake.row_count(("validated", "orders"), today) == 18
     assert clients.lake.row_count(("quarantine", "orders"), today) == 2
+
+
+def test_in_a_range_a_bad_day_stops_alone_and_keeps_its_last_good_state(assets, materialize, systems, clients, why, today, now):
+    shops = [dg.AssetKey([stage, "shops"]) for stage in ("raw", "validated", "quarantine")]
+    orders = [dg.AssetKey([stage, "orders"]) for stage in ("raw", "validated", "quarantine")]
+    yesterday, both = now - timedelta(days=1), DayRange(today.first - timedelta(days=1), today.last)
+    assert materialize(assets, keys=shops).success
+    systems.publish(*(systems.order(n, yesterday) for n in range(4)), *(systems.order(n, now) for n in range(10, 40)))
+    assert materialize(assets, both, orders).success
+    systems.publish(*(systems.order(n, yesterday, amount=-1.0) for n in range(4, 8)), systems.order(40, now))
+    result = materialize(assets, both, orders)
+    assert not result.success
+    # Four bad rows among 39 are few; among the eight of their day they are not.
+    assert f"{both.first}: 4 of 8 rows quarantined (50.0%), allowed 25.0%: range:amount 4" in why(result)
+    assert f"{both.last}:" not in why(result)
+    validated = clients.lake.read(("validated", "orders"))
+    by_day = dict(validated.group_by("event_date").len().iter_rows())
+    assert by_day == {both.first: 4, both.last: 31}
+    assert clients.lake.row_count(("quarantine", "orders"), both) == 4
 
 
 def test_orphans_are_counted_but_stay(run, systems, clients, today, now):
