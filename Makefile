@@ -55,5 +55,6 @@ format: install ## write the code the way the linter wants it
 pictures: install ## renew the guide's pictures with headless Chromium
 	@$(BIN)/python -m mlplatform.local.pictures
 
-clean: ## remove what the platform wrote (not .venv)
+clean: install ## stop the platform and remove what it wrote (not .venv)
+	@$(BIN)/mlplatform down
 	@rm -rf .mlplatform

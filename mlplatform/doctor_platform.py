@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mlplatform.addresses import without_password
 from mlplatform.local.service_state import State
 from mlplatform.queries import fetch
 from mlplatform.settings import Profile, Settings
@@ -74,7 +75,7 @@ def _ping(patient: Patient, check: str, url: str, mend: str) -> Finding:
     from redis.exceptions import RedisError
     from redis.retry import Retry
 
-    where = _without_password(url)
+    where = without_password(url)
     try:
         with Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, retry=Retry(NoBackoff(), 0)) as client:
             client.ping()
@@ -88,11 +89,12 @@ def _answers(patient: Patient, check: str, url: str, path: str, mend: str) -> Fi
     try:
         code, _ = fetch(url.rstrip("/") + path, _TIMEOUT_S)
     except (OSError, ValueError) as fault:
-        return patient.down(check, f"{url} does not answer: {_line(fault)}", mend)
+        return patient.down(check, f"{without_password(url)} does not answer: {_line(fault)}", mend)
+    where = without_password(url)
     return (
-        Finding(check, "ok", url)
+        Finding(check, "ok", where)
         if code == 200
-        else Finding(check, "fail", f"{url}{path} answers {code}: something else listens there", mend)
+        else Finding(check, "fail", f"{where}{path} answers {code}: something else listens there", mend)
     )
 
 
@@ -191,7 +193,7 @@ def _connects(patient: Patient, check: str, url: str, mend: str) -> Finding:
         finally:
             engine.dispose()
     except (SQLAlchemyError, ImportError) as fault:
-        return patient.down(check, f"{_without_password(url)} refuses: {_line(fault)}", mend)
+        return patient.down(check, f"{without_password(url)} refuses: {_line(fault)}", mend)
 
 
 def sources(patient: Patient) -> Iterator[Finding]:
@@ -213,8 +215,8 @@ def _source(patient: Patient, check: str, address: str, mend: str) -> Finding:
         try:
             fetch(address, _TIMEOUT_S)  # any answer: an API need not have anything at its base
         except (OSError, ValueError) as fault:
-            return patient.down(check, f"{address} does not answer: {_line(fault)}", mend)
-        return Finding(check, "ok", address)
+            return patient.down(check, f"{without_password(address)} does not answer: {_line(fault)}", mend)
+        return Finding(check, "ok", without_password(address))
     if scheme == "":
         there = Path(address).is_dir()
         return Finding(check, "ok", address) if there else patient.down(check, f"{address} is not there", mend)
@@ -226,11 +228,6 @@ def _source(patient: Patient, check: str, address: str, mend: str) -> Finding:
 def _line(fault: Exception) -> str:
     """The first line of what an exception says."""
     return (str(fault).strip() or type(fault).__name__).splitlines()[0][:200]
-
-
-def _without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
 PLATFORM_CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (services, redis, mlflow, lake, feast, sources, serving, dagster)

@@ -20,7 +20,8 @@ class Profile(StrEnum):
 class Settings(BaseSettings):
     """Read once per process through `load_settings()`."""
 
-    model_config = SettingsConfigDict(env_prefix="MLPLATFORM_", extra="ignore")
+    # Refused settings are logged where the process starts, and what was given may be a password.
+    model_config = SettingsConfigDict(env_prefix="MLPLATFORM_", extra="ignore", hide_input_in_errors=True)
 
     profile: Profile = Field(Profile.LOCAL, description="local: embedded services; production: everything from the environment")
     home: Path = Field(Path(".mlplatform"), description="Folder of everything the local profile writes")
@@ -28,12 +29,14 @@ class Settings(BaseSettings):
 
     lake: str = Field("", description="Root of the Delta tables: a folder or s3://bucket/prefix. Default: HOME/lake")
     redis_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="Online store, streams and notifications")
-    mlflow_url: str = Field("", description="MLflow tracking server. Default: HOME's own store")
-    optuna_storage: str = Field("", description="Optuna storage: a journal file or an RDB URL. Default: HOME/optuna/journal.log")
-    feast_registry: str = Field("", description="Feast registry: a file or a SQL URL. Default: HOME/feast/registry.db")
+    mlflow_url: str = Field("", repr=False, description="MLflow tracking server. Default: HOME's own store")
+    optuna_storage: str = Field(
+        "", repr=False, description="Optuna storage: a journal file or an RDB URL. Default: HOME/optuna/journal.log"
+    )
+    feast_registry: str = Field("", repr=False, description="Feast registry: a file or a SQL URL. Default: HOME/feast/registry.db")
 
     source_reference: SecretStr = Field(SecretStr(""), description="SQL URL of the reference data (planes, airlines, airports)")
-    source_weather: str = Field("", description="Base URL of the weather API")
+    source_weather: str = Field("", repr=False, description="Base URL of the weather API")
     source_events: SecretStr = Field(SecretStr(""), description="Redis URL of the event streams. Default: REDIS_URL")
     source_archive: str = Field("", description="Folder or s3:// prefix with the archived events. Default: HOME/sources/archive")
 

@@ -1,6 +1,7 @@
 """What README and the guides say is so: snippets run where they say they belong, links lead somewhere, commands and settings exist."""
 
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SNIPPET = re.compile(r"```python\n# (\S+\.py)\n(.*?)```", re.DOTALL)
+IMPORTS = "from collections.abc import Mapping\n\nimport polars as pl\n"  # those README names beside a snippet
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
@@ -37,8 +39,7 @@ def snippet(path: str) -> str:
 def with_snippet(path: str, name: str) -> ModuleType:
     """The module at `path` with README's lines at its end, run under another name."""
     module = ModuleType(name)
-    imports = "import polars as pl\n"
-    exec(compile(f"{imports}{(ROOT / path).read_text()}\n{snippet(path)}", path, "exec"), vars(module))  # noqa: S102  # our own text
+    exec(compile(f"{IMPORTS}{(ROOT / path).read_text()}\n{snippet(path)}", path, "exec"), vars(module))  # noqa: S102  # our own text
     return module
 
 
@@ -66,6 +67,30 @@ def test_the_source_and_the_model_of_the_readme_become_assets(extended: tuple[Ca
     source = {"raw/runway_closures", "validated/runway_closures", "quarantine/runway_closures"}
     model = {f"{stage}/flight_very_late" for stage in ("training_set", "model", "evaluation", "deployment", "performance")}
     assert source | model <= keys
+
+
+@pytest.mark.parametrize("path", [path for path, _ in SNIPPET.findall(README)])
+def test_a_module_with_its_snippet_passes_the_projects_own_checks(path: str, tmp_path: Path) -> None:
+    # As a person adds it: imports at the top, the lines at the end.
+    head, _, body = (ROOT / path).read_text().partition('"""\n\n')
+    missing = "".join(f"{line}\n" for line in IMPORTS.splitlines() if line and line not in body)
+    changed = tmp_path / Path(path).name
+    changed.write_text(f'{head}"""\n\n{missing}{body}\n\n{snippet(path)}')
+    config = ["--config", str(ROOT / "pyproject.toml")]
+    subprocess.run([sys.executable, "-m", "ruff", "check", "--fix", "--quiet", *config, str(changed)], check=True)
+    subprocess.run([sys.executable, "-m", "ruff", "format", "--quiet", *config, str(changed)], check=True)
+    shadow = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--shadow-file",
+        str(ROOT / path),
+        str(changed),
+        "-m",
+        path.removesuffix(".py").replace("/", "."),
+    ]
+    types = subprocess.run(shadow, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert types.returncode == 0, types.stdout
 
 
 def test_the_feature_of_the_readme_has_the_values_one_expects(extended: tuple[Catalog, str]) -> None:

@@ -13,13 +13,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class ServingSettings(BaseSettings):
     """Read once, when the application starts."""
 
-    model_config = SettingsConfigDict(env_prefix="MLPLATFORM_", extra="ignore")
+    # A refused setting is logged at start-up, and what was given may be a password.
+    model_config = SettingsConfigDict(env_prefix="MLPLATFORM_", extra="ignore", hide_input_in_errors=True)
 
     profile: Literal["local", "production"] = Field("local", description="production refuses unsafe defaults")
     home: Path = Field(Path(".mlplatform"), description="Verified models are kept under HOME/serving/models")
     clock: str = Field("system", description="'system', or the file of a simulated clock (local profile only)")
     redis_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="Online store, prediction log and notifications")
-    mlflow_url: str = Field("", description="MLflow server, http(s); empty: serve what the verified cache holds")
+    mlflow_url: str = Field("", repr=False, description="MLflow server, http(s); empty: serve what the verified cache holds")
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda[:n]; cuda fails loudly where there is none"
     )

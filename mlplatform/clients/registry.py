@@ -25,6 +25,7 @@ from mlflow.entities.model_registry import ModelVersion as MlflowModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from mlplatform.addresses import without_password
 from mlplatform.clients import model_files
 from mlplatform.clients.model_files import CorruptModelError, RegistryError
 from mlplatform.contracts import CONTRACT_FILE, ServingContract
@@ -188,7 +189,7 @@ class Registry:
 
     def model_ui_url(self, version: ModelVersion) -> str | None:
         """The version's page in the MLflow UI; None where there is no server."""
-        return f"{self.tracking_uri}/#/models/{version.model}/versions/{version.version}" if self._is_server else None
+        return f"{self._shown}/#/models/{version.model}/versions/{version.version}" if self._is_server else None
 
     def run_ui_url(self, version: ModelVersion) -> str | None:
         """The page of the training run in the MLflow UI; None where there is no server."""
@@ -196,7 +197,7 @@ class Registry:
             return None
         with self._client() as client:
             experiment = client.get_run(version.run_id).info.experiment_id
-        return f"{self.tracking_uri}/#/experiments/{experiment}/runs/{version.run_id}"
+        return f"{self._shown}/#/experiments/{experiment}/runs/{version.run_id}"
 
     def check(self) -> None:
         """Raises RegistryUnreachableError where the server does not answer within the time limit."""
@@ -206,13 +207,18 @@ class Registry:
             with urllib.request.urlopen(f"{self.tracking_uri}/health", timeout=self._timeout_s) as answer:  # noqa: S310 - http(s) only
                 answer.read()
         except (urllib.error.URLError, OSError) as down:
-            raise RegistryUnreachableError(f"the MLflow server at {self.tracking_uri} does not answer: {down}") from down
+            raise RegistryUnreachableError(f"the MLflow server at {self._shown} does not answer: {down}") from down
 
     # --- inside --------------------------------------------------------------------------------------------------
 
     @property
     def _is_server(self) -> bool:
         return self.tracking_uri.startswith(("http://", "https://"))
+
+    @property
+    def _shown(self) -> str:
+        """The address as links and messages may carry it; a browser asks for the password itself."""
+        return without_password(self.tracking_uri)
 
     @contextmanager
     def _client(self) -> Iterator[MlflowClient]:

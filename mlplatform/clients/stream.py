@@ -20,6 +20,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from mlplatform.addresses import without_password
+
 # An entry: its id ("<ms>-<seq>"), and its fields. No fields: the stream was trimmed before the entry was acknowledged.
 Entry = tuple[str, dict[str, bytes]]
 
@@ -66,7 +68,7 @@ class StreamClient:
             retry=Retry(NoBackoff(), 0),
             protocol=2,
         )
-        self._where = _without_password(url)
+        self._where = without_password(url)
 
     def __enter__(self) -> Self:
         return self
@@ -244,8 +246,3 @@ def _parts(ids: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def _text(value: bytes | str) -> str:
     return value if isinstance(value, str) else value.decode(errors="replace")
-
-
-def _without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2].split('?', 1)[0]}"

@@ -4,7 +4,6 @@ Belongs here: the errors of the readers and the wording they share. Does not bel
 """
 
 from typing import ClassVar
-from urllib.parse import urlsplit, urlunsplit
 
 # Long enough to recognise a value or an answer, short enough for a log line.
 EXAMPLE_LENGTH = 80
@@ -78,12 +77,3 @@ def shown(value: object) -> str:
     """A value as an error message shows it: quoted, and cut to a length a log can bear."""
     text = repr(value)
     return text if len(text) <= EXAMPLE_LENGTH else f"{text[:EXAMPLE_LENGTH]}…"
-
-
-def without_password(address: str) -> str:
-    """An address fit for a message: user and password, and a query that may carry a token, are left out."""
-    parts = urlsplit(address)
-    if not parts.scheme or not parts.netloc:
-        return address.split("?", 1)[0]
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))

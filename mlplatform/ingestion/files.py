@@ -18,6 +18,7 @@ import pyarrow as pa
 from pyarrow import csv
 from pyarrow.fs import AwsStandardS3RetryStrategy, FileSelector, FileSystem, FileType, LocalFileSystem, S3FileSystem
 
+from mlplatform.addresses import without_password
 from mlplatform.ingestion.cast import Reading, cast_frame, empty_rows
 from mlplatform.ingestion.errors import (
     SourceDownError,
@@ -25,7 +26,6 @@ from mlplatform.ingestion.errors import (
     SourceNonsenseError,
     SourceRefusedError,
     SourceTruncatedError,
-    without_password,
 )
 from mlplatform.records import DayRange
 from mlplatform.specs import Column, Contract, FileReader

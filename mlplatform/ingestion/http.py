@@ -30,6 +30,7 @@ from requests.exceptions import (
     Timeout,
 )
 
+from mlplatform.addresses import without_password
 from mlplatform.ingestion.cast import Reading, cast_records, empty_rows
 from mlplatform.ingestion.deadline import Deadline, DeadlineError, WatchedAdapter
 from mlplatform.ingestion.errors import (
@@ -40,7 +41,6 @@ from mlplatform.ingestion.errors import (
     SourceTruncatedError,
     missing_column,
     shown,
-    without_password,
 )
 from mlplatform.specs import Contract, HttpReader
 

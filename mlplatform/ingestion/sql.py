@@ -20,6 +20,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, NoSuchTableError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from mlplatform.addresses import without_password
 from mlplatform.ingestion.cast import DTYPES, Reading, cast_frame, empty_rows
 from mlplatform.ingestion.errors import (
     SourceDownError,
@@ -27,7 +28,6 @@ from mlplatform.ingestion.errors import (
     SourceNonsenseError,
     SourceRefusedError,
     missing_column,
-    without_password,
 )
 from mlplatform.specs import Contract, SqlReader
 

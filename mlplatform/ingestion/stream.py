@@ -37,7 +37,10 @@ class StreamBatch:
 
 
 def parse(
-    entries: Sequence[tuple[str, Mapping[str, bytes]]], contract: Contract, received_at: datetime, within: tuple[str, DayRange] | None = None
+    entries: Sequence[tuple[str, Mapping[str, bytes]]],
+    contract: Contract,
+    received_at: datetime,
+    within: tuple[str, DayRange] | None = None,
 ) -> StreamBatch:
     """Entries in stream order → rows and malformed entries. Never raises because of an entry's content.
 

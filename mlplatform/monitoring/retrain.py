@@ -12,16 +12,20 @@ from math import isfinite
 from mlplatform.records import DriftSummary, PerformanceSummary, RetrainDecision
 from mlplatform.specs import RetrainPolicy
 
+# A request whose run fails for a passing reason should be made again; one that fails for a lasting reason not for ever.
+MAX_IN_VAIN = 3
+
 # Metrics that get better as they fall; every other one gets better as it rises.
 LOWER_IS_BETTER = frozenset({"log_loss", "brier", "ece", "cost_per_row"})
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """What the sensor remembers: when it last asked (ISO 8601 UTC), and on which evidence."""
+    """What the sensor remembers: when it last asked (ISO 8601 UTC), on which evidence, and how often in a row in vain."""
 
     requested_at: str | None = None
     evidence: str = ""
+    in_vain: int = 0
 
     @classmethod
     def read(cls, text: str | None) -> "Cursor":
@@ -45,8 +49,12 @@ def decide_retrain(
     drifts: Sequence[DriftSummary],
     cursor: str | None,
     now: datetime,
+    came_to_nothing: bool = False,
 ) -> RetrainDecision:
     """Asks for a retrain where the served model got worse or its inputs drifted, at most once per cooldown and evidence.
+
+    `came_to_nothing`: the run last asked for ended without a model version (a version its gates refused is one): neither
+    cooldown nor evidence counts then, up to `MAX_IN_VAIN` times in a row.
 
     `performance`: the newest summary, None before the first; `reference`: the serving version's metrics in its evaluation,
     None where unknown; `drifts`: the newest summary of each kind (those that measured nothing left out). What could not be
@@ -64,13 +72,17 @@ def decide_retrain(
         return RetrainDecision(model, False, "; ".join(notes), memory.write())
     reason = "; ".join(causes)
     evidence = _evidence(performance, drifts)
-    if memory.requested_at is not None:
+    again = came_to_nothing and memory.in_vain < MAX_IN_VAIN
+    if memory.requested_at is not None and not again:
         until = datetime.fromisoformat(memory.requested_at) + policy.cooldown
         if now < until:
             return RetrainDecision(model, False, f"cooling down until {until:%Y-%m-%d %H:%M} UTC although {reason}", memory.write())
         if evidence == memory.evidence:
             return RetrainDecision(model, False, f"already asked on the same evidence: {reason}", memory.write())
-    return RetrainDecision(model, True, reason, Cursor(now.astimezone(UTC).isoformat(), evidence).write())
+    if again:
+        reason = f"{reason} (the last request came to nothing)"
+    in_vain = memory.in_vain + 1 if again else 0
+    return RetrainDecision(model, True, reason, Cursor(now.astimezone(UTC).isoformat(), evidence, in_vain).write())
 
 
 def _worse(

@@ -17,6 +17,18 @@ def test_every_setting_says_what_it_is(model):
     assert not [name for name, field in model.model_fields.items() if not field.description]
 
 
+@pytest.mark.parametrize("model", [Settings, ServingSettings])
+def test_refused_settings_and_their_text_form_tell_no_secret(model, monkeypatch: pytest.MonkeyPatch):
+    for name in ("redis_url", "mlflow_url", "optuna_storage", "feast_registry", "source_weather", "s3_secret_access_key"):
+        monkeypatch.setenv(f"MLPLATFORM_{name.upper()}", "http://me:hush@host/x")
+    assert "hush" not in repr(model())
+    monkeypatch.setenv("MLPLATFORM_PROFILE", "production")
+    monkeypatch.setenv("MLPLATFORM_CLOCK", "/a/file")
+    with pytest.raises(ValueError, match="unsafe settings") as refused:
+        model()
+    assert "hush" not in str(refused.value)
+
+
 def test_the_generator_reads_the_services_settings_as_they_are():
     described = {s.variable: s.description for s in serving_settings()}
     assert described == {f"MLPLATFORM_{name.upper()}": f.description for name, f in ServingSettings.model_fields.items()}

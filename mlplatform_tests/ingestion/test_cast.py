@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlplatform.addresses import without_password
 from mlplatform.ingestion.cast import cast_frame, cast_records, schema_of
-from mlplatform.ingestion.errors import SourceNonsenseError, missing_column, shown, without_password, wrong_value
+from mlplatform.ingestion.errors import SourceNonsenseError, missing_column, shown, wrong_value
 from mlplatform.specs import Column, Contract, DType
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from mlplatform.monitoring.retrain import Cursor, decide_retrain
+from mlplatform.monitoring.retrain import MAX_IN_VAIN, Cursor, decide_retrain
 from mlplatform.records import DriftSummary, PerformanceSummary, RetrainDecision
 from mlplatform.specs import RetrainPolicy
 
@@ -100,3 +100,19 @@ def test_the_cursor_survives_quiet_ticks_and_is_json() -> None:
 def test_a_cursor_nobody_wrote_is_an_error_not_a_fresh_start(text: str) -> None:
     with pytest.raises(ValueError):
         ask(BAD, cursor=text)
+
+
+def test_a_request_that_came_to_nothing_is_made_again_a_few_times_without_waiting_for_the_cooldown() -> None:
+    def asked_again(cursor: str | None, in_vain: bool) -> RetrainDecision:
+        return decide_retrain("m", POLICY, BAD, REFERENCE, [CALM], cursor, NOW + DAY, came_to_nothing=in_vain)
+
+    cursor = ask(BAD).cursor
+    assert not asked_again(cursor, in_vain=False).retrain
+    for _ in range(MAX_IN_VAIN):
+        found = asked_again(cursor, in_vain=True)
+        assert found.retrain
+        assert "came to nothing" in found.reason
+        assert found.cursor != cursor  # the cursor is the run's key: each request needs its own
+        cursor = found.cursor
+    assert not asked_again(cursor, in_vain=True).retrain
+    assert not decide_retrain("m", POLICY, GOOD, REFERENCE, [CALM], cursor, NOW + DAY, came_to_nothing=True).retrain

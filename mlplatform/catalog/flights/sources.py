@@ -341,4 +341,4 @@ arrivals = SourceSpec(
     ),
 )
 
-SOURCES = (airlines, airports, planes, weather, schedules, departures, arrivals)
+SOURCES: tuple[SourceSpec, ...] = (airlines, airports, planes, weather, schedules, departures, arrivals)

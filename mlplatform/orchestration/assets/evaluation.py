@@ -10,6 +10,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from mlplatform.addresses import without_password
 from mlplatform.contracts import EVALUATION_TAG, GATES_TAG, PRODUCTION
 from mlplatform.deployment.decide import decide, ledger_entries
 from mlplatform.evaluation import plots
@@ -59,7 +60,7 @@ def evaluation_assets(spec: ModelSpec) -> Sequence[dg.AssetsDefinition]:
                 "version": result.version,
                 "champion": result.champion_version or "none",
                 "rows": result.rows,
-                "mlflow": dg.MetadataValue.url(clients.registry.run_ui_url(version) or clients.settings.mlflow_uri),
+                "mlflow": dg.MetadataValue.url(clients.registry.run_ui_url(version) or without_password(clients.settings.mlflow_uri)),
                 "gates": dg.MetadataValue.md(_gate_table(result)),
                 **{name: picture(png, name.replace("_", " ")) for name, png in pictures.items()},
                 "slices": dg.MetadataValue.md(_slice_table(result)),

@@ -16,6 +16,7 @@ from typing import Any
 
 import dagster as dg
 
+from mlplatform.addresses import without_password
 from mlplatform.contracts import ONLINE_PROJECT
 from mlplatform.features.plan import ViewPlan
 from mlplatform.orchestration import policy
@@ -252,7 +253,7 @@ def _model(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPlan]) -> 
             data_version=dg.DataVersion(contract.model_sha256[:16]),
             metadata={
                 "version": version.version,
-                "mlflow": dg.MetadataValue.url(clients.registry.model_ui_url(version) or clients.settings.mlflow_uri),
+                "mlflow": dg.MetadataValue.url(clients.registry.model_ui_url(version) or without_password(clients.settings.mlflow_uri)),
                 "model_sha256": contract.model_sha256,
                 "inputs": len(contract.features),
                 **numbers({"rounds": trained.fitted.rounds, "validation_log_loss": trained.score}),

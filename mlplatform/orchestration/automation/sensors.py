@@ -12,6 +12,7 @@ import dagster as dg
 
 from mlplatform.contracts import EVALUATION_TAG, PRODUCTION, prediction_stream
 from mlplatform.monitoring.retrain import decide_retrain
+from mlplatform.orchestration import policy
 from mlplatform.orchestration.assets.monitoring import SUMMARY
 from mlplatform.orchestration.automation.decisions import new_entries, new_outcomes, summary_of
 from mlplatform.orchestration.automation.jobs import monitoring_job, stream_job, training_job, training_run_config
@@ -119,6 +120,7 @@ def _retrain(spec: ModelSpec) -> dg.SensorDefinition:
             [d for kind in ("data_drift", "prediction_drift") if (d := summary_of(DriftSummary, _summary(clients, kind, spec)))],
             context.cursor,
             now,
+            came_to_nothing=_came_to_nothing(context, spec),
         )
         if not decision.retrain:
             return dg.SensorResult(skip_reason=decision.reason, cursor=decision.cursor)
@@ -133,6 +135,15 @@ def _retrain(spec: ModelSpec) -> dg.SensorDefinition:
 def _unfinished(context: dg.SensorEvaluationContext, job: str) -> bool:
     """Whether a run of the job is queued, starting or at work."""
     return bool(context.instance.get_run_ids(dg.RunsFilter(job_name=job, statuses=UNFINISHED), limit=1))
+
+
+def _came_to_nothing(context: dg.SensorEvaluationContext, spec: ModelSpec) -> bool:
+    """Whether the run this sensor asked for last has failed before it registered a model version."""
+    asked = context.instance.get_runs(dg.RunsFilter(tags={"dagster/run_key": context.cursor}), limit=1) if context.cursor else []
+    if not asked or asked[0].status is not dg.DagsterRunStatus.FAILURE:
+        return False
+    made = context.instance.get_latest_materialization_event(policy.key("model", spec.name))
+    return made is None or made.run_id != asked[0].run_id
 
 
 def _summary(clients: Clients, stage: str, spec: ModelSpec) -> str | None:

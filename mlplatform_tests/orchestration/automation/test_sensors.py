@@ -198,6 +198,28 @@ def test_a_second_request_waits_for_the_cooldown(tick, serving, set_clock, now):
     assert newer != cursor
 
 
+@pytest.mark.parametrize("version_made", [False, True])
+def test_a_retraining_that_failed_before_it_made_a_version_is_asked_for_again(tick, serving, instance, version_made):
+    serving(0.60)
+    (request,), _, cursor = tick("returns_retrain")
+
+    @dg.multi_asset(specs=[dg.AssetSpec(["model", "returns"])], name="model_returns")
+    def model() -> dg.MaterializeResult:
+        if not version_made:
+            raise dg.Failure("MLflow is away")
+        return dg.MaterializeResult()
+
+    @dg.multi_asset(specs=[dg.AssetSpec(["evaluation", "returns"], deps=[["model", "returns"]])], name="evaluation_returns")
+    def evaluation() -> dg.MaterializeResult:
+        raise dg.Failure("the gates refuse it")
+
+    job = dg.Definitions(assets=[model, evaluation]).resolve_implicit_global_asset_job_def()
+    # The daemon launches the request's run with this tag.
+    job.execute_in_process(instance=instance, tags={"dagster/run_key": request.run_key}, raise_on_error=False)
+    requests, reason, _ = tick("returns_retrain", cursor)
+    assert len(requests) == (0 if version_made else 1), reason
+
+
 def test_too_few_outcomes_judge_nothing(tick, serving):
     serving(0.40, outcomes=99)
     requests, reason, _ = tick("returns_retrain")
