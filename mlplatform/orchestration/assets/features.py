@@ -76,7 +76,7 @@ def _offline(catalog: Catalog, plan: ViewPlan) -> dg.AssetsDefinition:
             policy.spec(
                 "offline",
                 plan.name,
-                description=f"{plan.description}\n\nPoint-in-time history, one row per entity and tick ({plan.cadence}).",
+                description=f"{plan.description}\n\nPoint-in-time history, one row per entity and {_row_time(plan)}.",
                 owner=plan.owner,
                 deps=deps,
                 partitions=partitions.daily(catalog),
@@ -105,15 +105,19 @@ def _offline(catalog: Catalog, plan: ViewPlan) -> dg.AssetsDefinition:
     return offline
 
 
+def _row_time(plan: ViewPlan) -> str:
+    return "time of its events" if plan.event_triggered else f"tick ({plan.cadence})"
+
+
 def write_offline(clients: Clients, plan: ViewPlan, days: DayRange, run_id: str) -> pl.DataFrame:
-    """Computes the view's ticks on `days` that have come, and appends the rows that are new or changed. Returns those."""
+    """Computes the view's rows on `days`, up to now, and appends those that are new or changed. Returns these."""
     now = clients.clock.now()
-    ticks = tick_range(plan, days, now)
-    if ticks is None:
+    times = tick_range(plan, days, now)
+    if times is None:
         return pl.DataFrame()
     lake, key = clients.lake, ("offline", plan.name)
     tables = {source: lake.read(("validated", source), read) for source, read in required_days(plan, days).items()}
-    computed = compute(plan, tables, *ticks)
+    computed = compute(plan, tables, *times)
     existing = lake.read(key, days) if lake.exists(key) else pl.DataFrame()
     live_since = _live_since(clients, plan, days)
     rows = rows_to_append(computed, existing, plan.join_keys, plan.features, now=now, live_since=live_since)
@@ -124,7 +128,8 @@ def write_offline(clients: Clients, plan: ViewPlan, days: DayRange, run_id: str)
 
 
 def _live_since(clients: Clients, plan: ViewPlan, days: DayRange) -> datetime | None:
-    """The first tick that was computed on its own day: from then on `created` is the time of computing.
+    """The first tick that was computed on its own day (that day's 00:00 for an event-triggered view): from then on
+    `created` is the time of computing.
 
     A backfill that reaches into today begins the live time with today's first tick, not with its own.
     """
