@@ -16,7 +16,7 @@ import polars as pl
 
 from mlplatform.records import TrainingManifest
 from mlplatform.specs import ModelSpec
-from mlplatform.training.fingerprint import content_hash, definition_hash
+from mlplatform.fingerprint import content_hash, definition_hash
 from mlplatform.training.trainers.base import Floats, Matrix
 
 PART = "part"
