@@ -22,10 +22,11 @@ mix_0 is Stafford's variant 13 as in SplitMix64 (Steele, Lea, Flood, "Fast Split
 
 What follows. One changed bit of one cell changes both lanes with certainty (every step is a bijection in it; in a text of at
 most 256 bytes too), and a number that becomes null, or the reverse, at least one of them (the two keys differ). Whatever
-else happens by accident goes unseen with a probability near 2^-128. Names, kinds and how often a row occurs count. The order of rows does not; nor does the order of columns, which are addressed by
-name everywhere (where their order matters, as in a model's matrix, the manifest records it); nor widths (Int32 or Int64,
-Float32 or Float64), dictionaries and time zones, which are ways to write the same value. A column of nulls added to old rows
-leaves their sums as they were, so that a table whose schema grows keeps its running sum.
+else happens by accident goes unseen with a probability near 2^-128. Names, kinds and how often a row occurs count. The order
+of rows does not; nor does the order of columns, which are addressed by name everywhere (where their order matters, as in a
+model's matrix, the manifest records it); nor widths (Int32 or Int64, Float32 or Float64), dictionaries and time zones, which
+are ways to write the same value. A column of nulls added to old rows leaves their sums as they were, so that a table whose
+schema grows keeps its running sum.
 
 What it is not: a protection against an adversary. The mixes have no secret key and can be inverted; who chooses rows to
 collide can find them. For that, sign the files.
@@ -198,10 +199,7 @@ def _words(column: pl.Series, kind: str) -> tuple[Words, Words]:
     """The column's values as two arrays of words, which must not be written to. Nulls hold anything."""
     if kind == "string":
         return _text_words(column.cast(pl.String))
-    if kind == "float":
-        values = column.cast(pl.Float64).fill_null(0.0).to_numpy()
-    else:
-        values = _whole(column).fill_null(0).to_numpy()
+    values = (column.cast(pl.Float64) if kind == "float" else _whole(column)).fill_null(0).to_numpy()
     # The same number on every machine: a view of eight bytes as an integer follows the machine's own order of bytes.
     words = np.ascontiguousarray(values).view(np.uint64)
     return words, words
@@ -244,7 +242,7 @@ def _text_words(column: pl.Series) -> tuple[Words, Words]:
             _mix(state, i, scratch)
             lanes[i][at] = state
     if len(long := np.flatnonzero(lengths > _LONG_BYTES)):
-        view = memoryview(run.view(np.uint8))
+        view = run.data.cast("B")
         spans = zip(starts[long].tolist(), (starts + lengths)[long].tolist(), strict=True)
         digests = b"".join(hashlib.blake2b(view[start:end], digest_size=16).digest() for start, end in spans)
         for lane, halves in zip(lanes, np.frombuffer(digests, dtype="<u8").reshape(-1, 2).T, strict=True):

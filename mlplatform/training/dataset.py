@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from mlplatform.fingerprint import content_hash, definition_hash
 from mlplatform.records import TrainingManifest
 from mlplatform.specs import ModelSpec
-from mlplatform.fingerprint import content_hash, definition_hash
 from mlplatform.training.trainers.base import Floats, Matrix
 
 PART = "part"

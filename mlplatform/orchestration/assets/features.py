@@ -12,6 +12,7 @@ import dagster as dg
 import polars as pl
 
 from mlplatform.clients.features import declared_objects
+from mlplatform.clients.fingerprints import mark_append
 from mlplatform.clients.lake import DAY, MissingTableError, with_day
 from mlplatform.contracts import ONLINE_PROJECT
 from mlplatform.feature_store.writer import WriteCounts, write_frame
@@ -119,7 +120,8 @@ def write_offline(clients: Clients, plan: ViewPlan, days: DayRange, run_id: str)
     rows = rows_to_append(computed, existing, plan.join_keys, plan.features, now=now, live_since=live_since)
     if rows.height or not lake.exists(key):
         metadata = {"run_id": run_id} | ({LIVE_SINCE: live_since.isoformat()} if live_since else {})
-        lake.append(key, with_day(rows, "event_timestamp"), metadata=metadata)
+        stored = with_day(rows, "event_timestamp")
+        lake.append(key, stored, metadata=metadata | mark_append(lake, key, stored).metadata())
     return rows
 
 
