@@ -146,7 +146,8 @@ class Lake:
         """
         while True:
             table = self.table(key)
-            version, found = table.version(), table.history(limit)
+            version = table.version()
+            found: list[dict[str, Any]] = table.history(limit)
             if self.table(key).version() == version:
                 return found
 

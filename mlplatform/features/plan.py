@@ -70,6 +70,15 @@ class ViewPlan:
         return max(a.window for a in self.aggregations if a.window is not None)
 
 
+def computed_as(plan: ViewPlan, feature: str) -> str:
+    """How a feature comes about, in words: `mean of departure_delay_min over 3:00:00`, or the function that computes it."""
+    found = next((a for a in plan.aggregations if a.name == feature), None)
+    if found is not None:
+        return f"{found.function} of {found.column}, " + ("running" if found.window is None else f"over {found.window}")
+    function = plan.recipe.finish or plan.recipe.compute
+    return "" if function is None else f"{function.__name__}()"
+
+
 def microseconds(span: timedelta) -> int:
     return span // _MICROSECOND
 
