@@ -291,7 +291,7 @@ def test_a_large_write_is_always_drawn(now):
 
 def test_the_definition_tells_how_features_come_about_and_who_uses_them(definitions):
     metadata = definitions.resolve_asset_graph().get(dg.AssetKey(["offline", "origin_congestion"])).metadata
-    assert "| origin_departure_delay_3h | min | mean of departure_delay_min, over 3:00:00 |" in metadata["features"].value
+    assert "| origin_departure_delay_3h | min | mean of departure_delay_min, 3 h |" in metadata["features"].value
     assert "| origin_overdue_n |  | sum of overdue, running |" in metadata["features"].value
     assert "flight_disruption | flight_disruption_v1 | 12 |" in metadata["consumers"].value
     assert metadata["on_stale"] == "impute"
