@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlplatform import cli_features
+from mlplatform.cli_options import HERE, AsJson, Home
+from mlplatform.cli_options import now as _now
+from mlplatform.cli_options import settings_of as _settings
 from mlplatform.printing import print_json, say, table
 
 if TYPE_CHECKING:
     from mlplatform.deployment.decide import Decision
     from mlplatform.orchestration.resources import Clients
-    from mlplatform.settings import Settings
 
 app = typer.Typer(
     help="The ML platform on this machine: run it, ask it, deploy with it.",
@@ -29,11 +32,10 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Measurements: what the platform's promises are checked with.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
+app.command()(cli_features.features)
+app.command()(cli_features.fingerprint)
 
-Home = Annotated[Path, typer.Option("--home", envvar="MLPLATFORM_HOME", help="Folder of everything the local platform writes.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Model = Annotated[str, typer.Argument(help="Name of the model, as flight_disruption.")]
-HERE = Path(".mlplatform")
 
 # What to do about a fault, by the name of its class or of a base class of it: naming classes here would import their libraries.
 _MENDS = {
@@ -137,6 +139,14 @@ def quality(home: Home = HERE, as_json: AsJson = False) -> None:
     from mlplatform.local.bench_quality import run_bench_quality
 
     raise typer.Exit(run_bench_quality(home, as_json))
+
+
+@bench.command("fingerprint")
+def bench_fingerprint(as_json: AsJson = False) -> None:
+    """Cells hashed in a second, beside a digest per row and MLflow's digest, and what each of them notices."""
+    from mlplatform.local.bench_fingerprint import run_bench_fingerprint
+
+    raise typer.Exit(run_bench_fingerprint(as_json))
 
 
 # --- asking it -------------------------------------------------------------------------------------------------------
@@ -249,39 +259,6 @@ def history(
 
 
 @app.command()
-def features(
-    view: Annotated[str | None, typer.Argument(help="One view's features.")] = None, home: Home = HERE, as_json: AsJson = False
-) -> None:
-    """The declared feature views, or the features of one."""
-    from mlplatform import queries
-
-    views = queries.feature_views(_settings(home))
-    if view is None:
-        rows = [queries.view_row(plan) for plan in views.values()]
-    elif view in views:
-        rows = queries.feature_rows(views[view])
-    else:
-        raise queries.QuestionError(f"no view '{view}' is declared: choose one of {', '.join(sorted(views))}")
-    if as_json:
-        print_json(rows if view is None else {**queries.view_row(views[view]), "features": rows})
-        return
-    lines = [_view_line(row) for row in rows] if view is None else rows
-    table(view or "feature views", lines, empty="no view is declared")
-
-
-def _view_line(row: Mapping[str, Any]) -> dict[str, Any]:
-    short = {name: row[name] for name in ("view", "keys", "features")}
-    return {**short, "every": _span(row["every_s"]), "ttl": _span(row["ttl_s"]), "description": row["description"]}
-
-
-def _span(seconds: float) -> str:
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= size and seconds % size == 0:
-            return f"{seconds / size:g} {unit}"
-    return f"{seconds:g} s"
-
-
-@app.command()
 def version(as_json: AsJson = False) -> None:
     """Versions of the platform and of Python."""
     from importlib.metadata import version as installed
@@ -348,22 +325,6 @@ def _tell(decision: "Decision") -> None:
         "none": "nothing changed",
     }[decision.action]
     say(f"{decision.model}: {now} ({decision.reason})")
-
-
-# --- shared ----------------------------------------------------------------------------------------------------------
-
-
-def _settings(home: Path) -> "Settings":
-    from mlplatform.queries import use_home
-
-    return use_home(home)
-
-
-def _now(settings: "Settings") -> Any:
-    from mlplatform.clock import SystemClock, clock_from
-
-    simulated = settings.clock != "system" and Path(settings.clock).is_file()
-    return (clock_from(settings.clock) if simulated else SystemClock()).now()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 # Columns that are of no use in pieces.
-_WHOLE = ("at", "action", "created", "url", "view", "feature", "every", "ttl")
+_WHOLE = ("at", "action", "created", "url", "view", "feature", "every", "ttl", "used_by", "null", "5 %", "median", "95 %", "values")
 
 
 def print_json(value: Any) -> None:

@@ -1,14 +1,14 @@
-"""What the command line's questions gather: services, models, deployment history, feature views, as plain JSON-able values.
+"""What the command line's questions gather: services, models, deployment history, as plain JSON-able values.
 
-Belongs here: asking the platform's parts and putting the answers together. Does not belong here: printing (`cli`), changing
-anything. Heavy libraries are imported by the question that needs them.
+Belongs here: asking the platform's parts and putting the answers together. Does not belong here: feature views and tables
+(`queries_features`), printing (`cli`), changing anything. Heavy libraries are imported by the question that needs them.
 """
 
 import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from mlplatform.clients.registry import Registry
-    from mlplatform.features.plan import ViewPlan
     from mlplatform.records import LedgerEntry, ModelVersion
     from mlplatform.settings import Settings
 
@@ -235,48 +234,3 @@ def entry_row(entry: "LedgerEntry") -> dict[str, Any]:
         "run_id": entry.run_id,
         "evidence": dict(entry.evidence),
     }
-
-
-# --- features --------------------------------------------------------------------------------------------------------
-
-
-def feature_views(settings: "Settings") -> dict[str, "ViewPlan"]:
-    """Every declared view of every catalog, by name. Imports Feast (seconds)."""
-    # The declarations read their tables' place from the environment.
-    from feature_definitions.environment import feast_environment
-    from mlplatform.catalog.discover import catalogs
-    from mlplatform.features.declared import plans
-
-    os.environ.update(feast_environment(settings))
-    found: Mapping[str, ViewPlan]
-    views: dict[str, ViewPlan] = {}
-    for catalog in catalogs():
-        found = plans(catalog.feature_package)
-        views |= found
-    return views
-
-
-def view_row(plan: "ViewPlan") -> dict[str, Any]:
-    return {
-        "view": plan.name,
-        "keys": list(plan.join_keys),
-        "features": len(plan.features),
-        "every_s": plan.cadence.total_seconds(),
-        "ttl_s": plan.ttl.total_seconds(),
-        "when_stale": plan.recipe.on_stale,
-        "owner": plan.owner,
-        "description": plan.description,
-    }
-
-
-def feature_rows(plan: "ViewPlan") -> list[dict[str, Any]]:
-    """One row per feature of a view, in schema order."""
-    return [
-        {
-            "feature": name,
-            "unit": plan.feature_units.get(name, ""),
-            "default": plan.recipe.defaults.get(name),
-            "description": plan.feature_descriptions.get(name, ""),
-        }
-        for name in plan.features
-    ]

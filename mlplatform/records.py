@@ -60,7 +60,8 @@ class ValidationSummary:
 
 @dataclass(frozen=True)
 class TrainingManifest:
-    """What a training set was made from; enough to make it again. `delta_versions` maps table to (table id, version)."""
+    """What a training set was made from; enough to make it again. `delta_versions` maps table to (table id, version),
+    `feature_fingerprints` each feature table to the hash of its content at that version (`mlplatform.fingerprint`)."""
 
     model: str
     feature_service: str
@@ -74,6 +75,7 @@ class TrainingManifest:
     rows_by_part: Mapping[str, int]
     base_rate: float
     null_shares: Mapping[str, float]
+    feature_fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

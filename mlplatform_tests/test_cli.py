@@ -25,7 +25,22 @@ from mlplatform.local.service_state import Service, State, write_state
 from mlplatform.records import LedgerEntry
 from mlplatform.settings import load_settings
 
-COMMANDS = ["demo", "up", "down", "status", "doctor", "models", "history", "promote", "rollback", "replay", "bench", "features", "version"]
+COMMANDS = [
+    "demo",
+    "up",
+    "down",
+    "status",
+    "doctor",
+    "models",
+    "history",
+    "promote",
+    "rollback",
+    "replay",
+    "bench",
+    "features",
+    "fingerprint",
+    "version",
+]
 HEAVY = ("dagster", "mlflow", "feast", "polars", "pandas", "numpy", "rich.console", "pydantic", "httpx", "redis")
 MODEL = "flight_disruption"
 
@@ -106,10 +121,11 @@ def test_every_command_explains_itself(command: str) -> None:
     assert len(answer.stdout.splitlines()[2].strip()) > 20
 
 
-@pytest.mark.parametrize("command", ["status", "doctor", "models", "history", "features", "version"])
+@pytest.mark.parametrize("command", ["status", "doctor", "models", "history", "features", "fingerprint", "version"])
 def test_every_question_can_answer_in_json(command: str) -> None:
     assert "--json" in CliRunner().invoke(cli.app, [command, "--help"]).stdout
-    assert "--json" in CliRunner().invoke(cli.app, ["bench", "quality", "--help"]).stdout
+    for name in ("quality", "fingerprint"):
+        assert "--json" in CliRunner().invoke(cli.app, ["bench", name, "--help"]).stdout
 
 
 def test_the_version_is_the_installed_one() -> None:
@@ -167,6 +183,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr("mlplatform.local.up.run_down", keep("down", 0))
     monkeypatch.setattr("mlplatform.local.replay.run_replay", keep("replay", 0))
     monkeypatch.setattr("mlplatform.local.bench_quality.run_bench_quality", keep("quality", 1))
+    monkeypatch.setattr("mlplatform.local.bench_fingerprint.run_bench_fingerprint", keep("fingerprint", 1))
     return given
 
 
@@ -181,6 +198,8 @@ def test_up_down_and_bench_pass_their_options_on(run, home, called) -> None:
     assert run("up", "--speed", "60").exit_code == 0
     assert run("down").exit_code == 0
     assert run("bench", "quality", "--json").exit_code == 1
+    assert CliRunner().invoke(cli.app, ["bench", "fingerprint", "--json"]).exit_code == 1
+    assert called.fingerprint == (True,)
     assert (called.up, called.down, called.quality) == ((home, 60.0), (home,), (home, True))
 
 
@@ -372,17 +391,3 @@ def test_nothing_is_moved_where_the_services_cannot_be_told(registered, fails, m
     monkeypatch.setenv("MLPLATFORM_MLFLOW_URL", f"sqlite:///{registered / 'mlflow' / 'mlflow.db'}")
     assert "is the platform running?" in fails("promote", MODEL, "1")
     assert "never deployed" in CliRunner().invoke(cli.app, ["history", MODEL, "--home", "other"]).stdout
-
-
-# --- features --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.filterwarnings("ignore:.*experimental.*:RuntimeWarning")
-def test_features_lists_views_and_the_features_of_one(run, fails) -> None:
-    views = {row["view"]: row for row in json.loads(run("features", "--json").stdout)}
-    assert views["origin_weather"]["keys"] == ["origin"]
-    one = json.loads(run("features", "origin_weather", "--json").stdout)
-    assert len(one["features"]) == views["origin_weather"]["features"]
-    assert all(feature["description"] for feature in one["features"])
-    assert "origin_weather" in run("features").stdout
-    assert "choose one of" in fails("features", "weather")

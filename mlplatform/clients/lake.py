@@ -7,7 +7,7 @@ Does not belong here: knowing what any table means.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,19 @@ class Lake:
                 return found
         return None
 
+    def commits(self, key: Key, limit: int | None = None) -> list[dict[str, Any]]:
+        """The newest `limit` commits (all unless said), newest first, as deltalake tells them, under their right `version`.
+
+        deltalake 1.6 lists the newest commits whatever version a table was opened at, and counts down from that version: the
+        numbers are right only for a table that was the newest before and after.
+        """
+        while True:
+            table = self.table(key)
+            version = table.version()
+            found: list[dict[str, Any]] = table.history(limit)
+            if self.table(key).version() == version:
+                return found
+
     def version(self, key: Key) -> int:
         return int(self.table(key).version())
 
@@ -210,7 +223,11 @@ class Lake:
         return int(self.scan(key, days).select(pl.len()).collect().item())
 
     def time_of(self, key: Key, version: int) -> datetime:
-        return datetime.fromtimestamp(self.table(key, version).history(1)[0]["timestamp"] / 1000).astimezone()
+        """When the commit of `version` was made (wall clock). Raises LookupError where the log no longer has it."""
+        found = next((c for c in self.commits(key) if c["version"] == version), None)
+        if found is None:
+            raise LookupError(f"table {'/'.join(key)} has no commit {version} in its log")
+        return datetime.fromtimestamp(found["timestamp"] / 1000, UTC)
 
     def make_root(self) -> None:
         if "://" not in self.root:

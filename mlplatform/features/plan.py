@@ -88,6 +88,20 @@ class ViewPlan:
         return max(a.window for a in self.aggregations if a.window is not None)
 
 
+def computed_as(plan: ViewPlan, feature: str) -> str:
+    """How a feature comes about, in words: `mean of departure_delay_min, 3 h`, or by which function."""
+    found = next((a for a in plan.aggregations if a.name == feature), None)
+    if found is not None:
+        return f"{found.function} of {found.column}, {'running' if found.window is None else in_words(found.window)}"
+    return "derived from the view's aggregates" if plan.recipe.compute is None else f"{plan.recipe.compute.__name__}()"
+
+
+def in_words(span: timedelta) -> str:
+    """`3 h`, `90 min`: in the largest unit that divides it."""
+    units = (("d", timedelta(days=1)), ("h", timedelta(hours=1)), ("min", timedelta(minutes=1)))
+    return next((f"{span // size} {unit}" for unit, size in units if span >= size and not span % size), f"{span.total_seconds():g} s")
+
+
 def microseconds(span: timedelta) -> int:
     return span // _MICROSECOND
 

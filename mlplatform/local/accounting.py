@@ -13,8 +13,8 @@ import polars as pl
 from mlplatform.contracts import PRODUCTION
 from mlplatform.local.traffic import Tally
 from mlplatform.orchestration.assets.monitoring import SUMMARY
-from mlplatform.orchestration.assets.training import MANIFEST
 from mlplatform.specs import Catalog, ModelSpec
+from mlplatform.training.dataset import MANIFEST
 
 if TYPE_CHECKING:
     from mlplatform.features.plan import ViewPlan

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
-import polars as pl
 
 from mlplatform.features.plan import ViewPlan
 from mlplatform.figures import markdown
@@ -46,14 +45,6 @@ def column_schema(columns: Sequence[ColumnDescription]) -> dict[str, object]:
 
 def _described(text: str, unit: str) -> str:
     return f"{text} [{unit}]" if unit else text
-
-
-def null_shares(frame: pl.DataFrame, columns: Sequence[str]) -> str:
-    """Markdown table of each column's share of nulls."""
-    if frame.is_empty():
-        return "no rows written"
-    shares = frame.select(pl.col(c).null_count() / pl.len() for c in columns).row(0)
-    return md_table(("feature", "null"), ((c, f"{s:.1%}") for c, s in zip(columns, shares, strict=True)))
 
 
 def md_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

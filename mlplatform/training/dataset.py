@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from mlplatform.fingerprint import content_hash, definition_hash
 from mlplatform.records import TrainingManifest
 from mlplatform.specs import ModelSpec
-from mlplatform.training.fingerprint import content_hash, definition_hash
 from mlplatform.training.trainers.base import Floats, Matrix
 
+MANIFEST = "mlplatform.manifest"  # commit metadata of a stored training set: the TrainingManifest as JSON
 PART = "part"
 PARTS = ("train", "validate", "test")
 TIME = "event_timestamp"
@@ -109,9 +110,14 @@ def reopen(spec: ModelSpec, frame: pl.DataFrame, manifest: TrainingManifest) -> 
 
 
 def manifest(
-    spec: ModelSpec, dataset: Dataset, delta_versions: Mapping[str, tuple[str, int]], definitions: Sequence[str] = ()
+    spec: ModelSpec,
+    dataset: Dataset,
+    delta_versions: Mapping[str, tuple[str, int]],
+    definitions: Sequence[str] = (),
+    feature_fingerprints: Mapping[str, str] | None = None,
 ) -> TrainingManifest:
-    """What the training set was made from. `definitions` are the sources of the request functions and recipes behind it."""
+    """What the training set was made from. `definitions` are the sources of the request functions and recipes behind it,
+    `feature_fingerprints` the content hashes of the feature tables at their `delta_versions`."""
     frame = dataset.frame
     columns = dataset.columns
     nulls = frame.select(pl.col(c).null_count() for c in columns).row(0)
@@ -129,6 +135,7 @@ def manifest(
         rows_by_part=dict(dataset.counts),
         base_rate=float(np.mean(frame[LABEL].to_numpy())),
         null_shares={c: n / frame.height for c, n in zip(columns, nulls, strict=True)},
+        feature_fingerprints=dict(feature_fingerprints or {}),
     )
 
 

@@ -16,12 +16,15 @@ from redis import Redis
 
 from mlplatform.catalog.discover import catalogs
 from mlplatform.client import PredictionClient
+from mlplatform.clients.fingerprints import recorded
 from mlplatform.contracts import PRODUCTION, prediction_stream
+from mlplatform.fingerprint import content_hash, fingerprint
 from mlplatform.local.demo import Demo
 from mlplatform.local.profile import LocalPlatform
 from mlplatform.local.report import Report
 from mlplatform.local.service_state import Service
 from mlplatform.orchestration import resources
+from mlplatform.orchestration.assets.training import open_training_set
 from mlplatform.orchestration.joins import with_features
 from mlplatform.orchestration.serving_state import roll_back
 from mlplatform.records import DayRange
@@ -121,6 +124,20 @@ def test_outcomes_became_known_and_are_the_flights_own(story: Story):
     )
     both = known.join(arrivals, on=["carrier", "flight", "scheduled_departure"], how="left")
     assert both["label"].to_list() == both["expected"].to_list()
+
+
+def test_the_training_set_names_the_exact_content_of_every_feature_table(story: Story):
+    lake, model = story.demo.clients.lake, story.demo.model
+    _, manifest, _ = open_training_set(story.demo.clients, model)
+    views = {table: version for table, (_, version) in manifest.delta_versions.items() if table.startswith("offline/")}
+    read_whole = {table: content_hash(lake.read(tuple(table.split("/")), version=version)) for table, version in views.items()}
+    assert len(read_whole) == 8
+    assert dict(manifest.feature_fingerprints) == read_whole
+    tags = story.demo.clients.registry.by_alias(model.name, PRODUCTION).tags
+    assert json.loads(tags["feature_fingerprints"]) == read_whole
+    for table in views:  # and it goes on through the days that were replayed
+        key = tuple(table.split("/"))
+        assert recorded(lake, key) == fingerprint(lake.read(key))
 
 
 def test_what_was_served_is_what_history_says_it_should_have_been(story: Story, tmp_path: Path):

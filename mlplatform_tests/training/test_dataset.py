@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mlplatform.fingerprint import content_hash
 from mlplatform.training.dataset import MisalignedFeaturesError, assemble, manifest, reopen, to_matrix
-from mlplatform.training.fingerprint import content_hash
 
 
 def test_every_row_is_in_a_part_or_counted(spec, rows_and_features):

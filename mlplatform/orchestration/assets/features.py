@@ -12,15 +12,17 @@ import dagster as dg
 import polars as pl
 
 from mlplatform.clients.features import declared_objects
+from mlplatform.clients.fingerprints import mark_append
 from mlplatform.clients.lake import DAY, MissingTableError, with_day
 from mlplatform.contracts import ONLINE_PROJECT
 from mlplatform.feature_store.writer import WriteCounts, write_frame
+from mlplatform.features.consumers import Consumer, consumers, services
 from mlplatform.features.engine import compute
 from mlplatform.features.plan import ViewPlan, required_days, tick_range
 from mlplatform.features.restate import rows_to_append
 from mlplatform.orchestration import partitions, policy
 from mlplatform.orchestration.automation import conditions
-from mlplatform.orchestration.metadata import null_shares, table_schema
+from mlplatform.orchestration.feature_pages import declared_page, written_page
 from mlplatform.orchestration.resources import Clients, PlatformResource
 from mlplatform.records import DayRange
 from mlplatform.specs import Catalog
@@ -30,7 +32,9 @@ LIVE_SINCE = "mlplatform.live_since"  # commit metadata: the first tick computed
 
 def feature_assets(catalog: Catalog, plans: Mapping[str, ViewPlan]) -> Sequence[dg.AssetsDefinition]:
     """The registry of the catalog's feature package, and two assets for each of its views."""
-    views = [asset for plan in plans.values() for asset in (_offline(catalog, plan), _online(plan))]
+    declared = services(catalog.feature_package)
+    used = {name: consumers(name, declared, catalog.models) for name in plans}
+    views = [asset for name, plan in plans.items() for asset in (_offline(catalog, plan, used[name]), _online(plan))]
     return [_registry(catalog, plans), *views]
 
 
@@ -65,7 +69,7 @@ def _registry(catalog: Catalog, plans: Mapping[str, ViewPlan]) -> dg.AssetsDefin
     return registry
 
 
-def _offline(catalog: Catalog, plan: ViewPlan) -> dg.AssetsDefinition:
+def _offline(catalog: Catalog, plan: ViewPlan, used_by: Sequence[Consumer]) -> dg.AssetsDefinition:
     deps = [
         dg.AssetDep(policy.key("validated", source), partition_mapping=partitions.lookback(lookback))
         for source, lookback in plan.recipe.inputs.items()
@@ -83,7 +87,7 @@ def _offline(catalog: Catalog, plan: ViewPlan) -> dg.AssetsDefinition:
                 condition=conditions.after_gates_any_day(),
                 code_version=plan.fingerprint[:12],
                 freshness=dg.FreshnessPolicy.time_window(fail_window=max(plan.ttl, timedelta(hours=1))),
-                metadata={"cadence": str(plan.cadence), "ttl": str(plan.ttl), "entity": ", ".join(plan.join_keys), **table_schema(plan)},
+                metadata=declared_page(plan, used_by),
             )
         ],
         name=f"offline_{plan.name}",
@@ -92,15 +96,8 @@ def _offline(catalog: Catalog, plan: ViewPlan) -> dg.AssetsDefinition:
     def offline(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
         days = partitions.days_of(context)
         written = write_offline(platform.clients, plan, days, context.run.run_id)
-        return dg.MaterializeResult(
-            metadata={
-                "dagster/row_count": _row_count(platform.clients, plan),
-                "rows_written": written.height,
-                "entities": written.n_unique(list(plan.join_keys)) if written.height else 0,
-                "null_shares": dg.MetadataValue.md(null_shares(written, plan.features)),
-                "path": dg.MetadataValue.path(platform.clients.lake.uri(("offline", plan.name))),
-            }
-        )
+        page = written_page(platform.clients, plan, written, context.instance.get_latest_materialization_event(context.asset_key))
+        return dg.MaterializeResult(metadata=page)
 
     return offline
 
@@ -123,7 +120,8 @@ def write_offline(clients: Clients, plan: ViewPlan, days: DayRange, run_id: str)
     rows = rows_to_append(computed, existing, plan.join_keys, plan.features, now=now, live_since=live_since)
     if rows.height or not lake.exists(key):
         metadata = {"run_id": run_id} | ({LIVE_SINCE: live_since.isoformat()} if live_since else {})
-        lake.append(key, with_day(rows, "event_timestamp"), metadata=metadata)
+        stored = with_day(rows, "event_timestamp")
+        lake.append(key, stored, metadata=metadata | mark_append(lake, key, stored).metadata())
     return rows
 
 
@@ -140,11 +138,6 @@ def _live_since(clients: Clients, plan: ViewPlan, days: DayRange) -> datetime | 
         return None
     today = tick_range(plan, DayRange(now.date(), now.date()), now)
     return today[0] if today else None
-
-
-def _row_count(clients: Clients, plan: ViewPlan) -> int:
-    key = ("offline", plan.name)
-    return clients.lake.row_count(key) if clients.lake.exists(key) else 0
 
 
 def _online(plan: ViewPlan) -> dg.AssetsDefinition:

@@ -17,6 +17,7 @@ from typing import Any
 import dagster as dg
 
 from mlplatform.addresses import without_password
+from mlplatform.clients import fingerprints
 from mlplatform.contracts import ONLINE_PROJECT
 from mlplatform.features.plan import ViewPlan
 from mlplatform.orchestration import policy
@@ -29,10 +30,9 @@ from mlplatform.specs import Catalog, ModelSpec, RequestFunction, Split
 from mlplatform.training import dataset as datasets
 from mlplatform.training import fitting, plots
 from mlplatform.training.contract import build_contract, view_layout
+from mlplatform.training.dataset import MANIFEST
 from mlplatform.training.trainers import base as trainers
 from mlplatform.training.tuning import Resources, tune
-
-MANIFEST = "mlplatform.manifest"  # commit metadata of the training set
 
 
 class TrainingWindow(dg.Config):
@@ -104,6 +104,7 @@ def _training_set(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPla
                     md_table(("column", "null"), ((c, f"{s:.1%}") for c, s in manifest.null_shares.items()))
                 ),
                 "delta_versions": dg.MetadataValue.json({t: list(v) for t, v in manifest.delta_versions.items()}),
+                "feature_fingerprints": dg.MetadataValue.json(dict(manifest.feature_fingerprints)),
             },
             check_results=[
                 dg.AssetCheckResult(
@@ -127,7 +128,9 @@ def write_training_set(
     features = with_features(clients, spec, rows)
     data = datasets.assemble(spec, rows, features, service_columns(clients, spec))
     tables = [("validated", s) for s in spec.inputs] + [("offline", v) for v in plans]
-    manifest = datasets.manifest(spec, data, {"/".join(key): lake.identity(key) for key in tables}, definition_sources(catalog, plans))
+    versions = {"/".join(key): lake.identity(key) for key in tables}
+    prints = {f"offline/{v}": fingerprints.of_table(lake, ("offline", v), versions[f"offline/{v}"][1]).hash for v in plans}
+    manifest = datasets.manifest(spec, data, versions, definition_sources(catalog, plans), prints)
     version = lake.replace(
         ("training_set", spec.name), data.frame, metadata={"run_id": run_id, MANIFEST: json.dumps(manifest.to_dict(), default=str)}
     )
@@ -287,6 +290,7 @@ def version_tags(manifest: TrainingManifest, run_id: str) -> dict[str, str]:
         "training_set_hash": manifest.content_hash,
         "definition_hash": manifest.definition_hash,
         "delta_versions": json.dumps({t: v[1] for t, v in manifest.delta_versions.items()}, sort_keys=True),
+        "feature_fingerprints": json.dumps(dict(manifest.feature_fingerprints), sort_keys=True),
         "dagster_run_id": run_id,
         "code_commit": commit,
         "code_dirty": str(dirty).lower(),

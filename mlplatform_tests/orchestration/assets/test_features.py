@@ -9,10 +9,13 @@ import polars as pl
 import pytest
 from redis import Redis
 
+from mlplatform.clients.fingerprints import recorded
 from mlplatform.contracts import ONLINE_PROJECT
 from mlplatform.feature_store import codec
 from mlplatform.features.plan import ViewPlan, WindowPlan
+from mlplatform.fingerprint import content_hash
 from mlplatform.orchestration.assets.features import feature_assets, write_offline, write_online
+from mlplatform.orchestration.feature_pages import DRAW_EVERY, DRAWN_AT, LARGE_WRITE_ROWS, should_draw
 from mlplatform.orchestration.resources import Clients
 from mlplatform.records import DayRange
 from mlplatform.specs import FeatureRecipe
@@ -268,3 +271,71 @@ def test_the_offline_asset_counts_its_table_even_when_a_replay_writes_nothing(sh
         metadata = result.asset_materializations_for_node("offline_shop_totals")[0].metadata
         assert metadata["rows_written"].value == written
         assert metadata["dagster/row_count"].value == 2
+
+
+# --- the page of a view -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def page(shop, materialize):
+    """Materializes offline/shop_totals for days and gives the metadata of that."""
+
+    def run(days: DayRange) -> Mapping[str, dg.MetadataValue]:
+        assets = list(feature_assets(shop, {"shop_totals": PLAN}))
+        result = materialize(assets, days, [dg.AssetKey(["offline", "shop_totals"])])
+        return result.asset_materializations_for_node("offline_shop_totals")[0].metadata
+
+    return run
+
+
+def test_the_page_has_the_fingerprints_of_what_was_written_and_of_the_whole_table(clients, place, today, page):
+    place(("a", 20, 5.0), ("a", 2, 5.0), ("b", 3, 1.0))
+    page(YESTERDAY)
+    found = page(today)
+    whole = clients.lake.read(("offline", "shop_totals"))
+    assert found["fingerprint"].value == content_hash(whole)
+    assert found["fingerprint_written"].value == content_hash(whole.filter(pl.col("event_date") == today.first))
+    assert recorded(clients.lake, ("offline", "shop_totals")).hash == content_hash(whole)
+    replay = page(today)
+    assert replay["fingerprint"].value == content_hash(whole)
+    assert "fingerprint_written" not in replay
+
+
+def test_the_page_tells_nulls_quantiles_and_the_age_of_the_newest_value(place, today, now, page):
+    place(("a", 3, 5.0), ("b", 3, 9.0))
+    found = page(today)
+    assert "| amount_1h | 0.0% | 5 |" in found["null_shares"].value
+    assert found["newest_value"].value == (now - timedelta(hours=3)).isoformat()
+    assert found["newest_value_age_s"].value == 3 * 3600
+
+
+def test_the_picture_is_drawn_once_a_day_and_says_when(place, today, now, set_clock, page):
+    place(("a", 2, 5.0))
+    first = page(today)
+    assert first["distributions"].value.startswith("![shop_totals: distributions](data:image/png;base64,")
+    assert first[DRAWN_AT].value == now.timestamp()
+    place(("a", 2, 5.0), ("a", -2, 6.0))
+    set_clock(now + timedelta(hours=4))
+    second = page(today)
+    assert "distributions" not in second
+    assert second[DRAWN_AT].value == now.timestamp()
+    place(("a", 2, 5.0), ("a", -2, 6.0), ("a", -23, 7.0))
+    tomorrow = now + timedelta(days=1)
+    set_clock(tomorrow)
+    third = page(DayRange(today.first, tomorrow.date()))
+    assert "distributions" in third
+    assert third[DRAWN_AT].value == tomorrow.timestamp()
+
+
+def test_a_large_write_is_always_drawn(now):
+    assert should_draw(LARGE_WRITE_ROWS, now, now)
+    assert not should_draw(LARGE_WRITE_ROWS - 1, now - DRAW_EVERY + timedelta(seconds=1), now)
+
+
+def test_the_definition_tells_how_features_come_about_and_who_uses_them(definitions):
+    metadata = definitions.resolve_asset_graph().get(dg.AssetKey(["offline", "origin_congestion"])).metadata
+    assert "| origin_departure_delay_3h | min | mean of departure_delay_min, 3 h |" in metadata["features"].value
+    assert "| origin_overdue_n |  | sum of overdue, running |" in metadata["features"].value
+    assert "flight_disruption | flight_disruption_v1 | 12 |" in metadata["consumers"].value
+    assert metadata["on_stale"] == "impute"
+    assert "dagster/column_schema" in metadata
