@@ -183,6 +183,9 @@ class FeatureRecipe(Spec):
     - `compute(tables, ticks)` → frame with join keys, `event_timestamp` (one of the ticks) and the features.
     - `finish(frame)` → the features derived from the aggregates of a windowed view; `event_timestamp` is the tick.
     - `inputs` maps each validated source to the lookback its rows are needed for, beyond the ticks' range.
+    - `trigger`: "cadence" gives a row at each tick, "event" a row at each distinct time of an entity's events (windowed views).
+    - `independent_by` names a column of every input such that `events` of all rows is the union of `events` of each group of
+      rows that share its value; then new rows change the events of their own groups only, and the view can be streamed.
     """
 
     view: Name
@@ -191,6 +194,8 @@ class FeatureRecipe(Spec):
     events: Callable[[Tables], "pl.DataFrame"] | None = None
     compute: Callable[[Tables, "pl.Series"], "pl.DataFrame"] | None = None
     finish: Callable[["pl.DataFrame"], "pl.DataFrame"] | None = None
+    trigger: Literal["cadence", "event"] = "cadence"
+    independent_by: str | None = None
     # Served in place of a missing value, and recorded in the model version. NaN where the model handles missing itself.
     defaults: Mapping[str, float] = Field(default_factory=dict)
     on_stale: Literal["serve", "impute", "refuse"] = "impute"
