@@ -181,30 +181,41 @@ class FeatureRecipe(Spec):
     - `events(tables)` → frame with the view's join keys, `event_timestamp` (when the row became known) and the
       columns its aggregations name.
     - `compute(tables, ticks)` → frame with join keys, `event_timestamp` (one of the ticks) and the features.
-    - `finish(frame)` → the features derived from the aggregates of a windowed view; `event_timestamp` is the tick.
-    - `inputs` maps each validated source to the lookback its rows are needed for, beyond the ticks' range.
-    - `trigger`: "cadence" gives a row at each tick, "event" a row at each distinct time of an entity's events (windowed views).
-    - `independent_by` names a column of every input such that `events` of all rows is the union of `events` of each group of
-      rows that share its value; then new rows change the events of their own groups only, and the view can be streamed.
+    - `finish(frame)` → the features derived from the aggregates of a windowed view, row by row; `event_timestamp` is the row's.
+    - `inputs` maps each validated source to the lookback its rows are needed for, beyond the range of the rows asked for.
+    - `trigger` says when a windowed view has rows. "cadence": at each tick, for each entity with an event in its longest
+      window. "event": at each time an entity has an event; the cadence then says how often values are expected, for freshness.
+    - `independent_by` names a column of every input such that `events(tables)` of all rows is, whatever the order, the union
+      of `events(rows with one value of the column)` over its values: a streaming worker may compute one such group alone.
+    - `propagation` is how long after `created` a value may take until it is readable online; None: one cadence.
     """
 
     view: Name
     inputs: Mapping[str, timedelta]
-    cadence: timedelta
+    cadence: Annotated[timedelta, Field(gt=timedelta(0))]
+    trigger: Literal["cadence", "event"] = "cadence"
     events: Callable[[Tables], "pl.DataFrame"] | None = None
     compute: Callable[[Tables, "pl.Series"], "pl.DataFrame"] | None = None
     finish: Callable[["pl.DataFrame"], "pl.DataFrame"] | None = None
-    trigger: Literal["cadence", "event"] = "cadence"
-    independent_by: str | None = None
     # Served in place of a missing value, and recorded in the model version. NaN where the model handles missing itself.
     defaults: Mapping[str, float] = Field(default_factory=dict)
     on_stale: Literal["serve", "impute", "refuse"] = "impute"
+    independent_by: str | None = None
+    propagation: Annotated[timedelta, Field(gt=timedelta(0))] | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> "FeatureRecipe":
         if (self.events is None) == (self.compute is None):
             raise ValueError(f"view {self.view}: set exactly one of events and compute")
+        for name, given in (("trigger='event'", self.trigger == "event"), ("independent_by", self.independent_by is not None)):
+            if given and self.events is None:
+                raise ValueError(f"view {self.view}: {name} speaks of events, so give the recipe events in place of compute")
         return self
+
+    @property
+    def propagation_budget(self) -> timedelta:
+        """How long after `created` a value may take until it is readable online."""
+        return self.cadence if self.propagation is None else self.propagation
 
 
 class RequestFunction(Spec):

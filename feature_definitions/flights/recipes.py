@@ -140,6 +140,9 @@ _DAYS = timedelta(days=1)
 # Schedules are published up to 30 h before they are due; a departure can precede its scheduled time.
 _SCHEDULE_LOOKBACK = 54 * _HOURS
 
+# Each event comes from rows of one flight.
+_BY = "flight_id"
+
 RECIPES: tuple[FeatureRecipe, ...] = (
     FeatureRecipe(view="origin_weather", inputs={"weather": 7 * _HOURS}, cadence=timedelta(minutes=60), compute=weather_at),
     FeatureRecipe(
@@ -148,6 +151,7 @@ RECIPES: tuple[FeatureRecipe, ...] = (
         cadence=timedelta(minutes=30),
         events=traffic_events,
         finish=overdue_features("origin"),
+        independent_by=_BY,
     ),
     FeatureRecipe(
         view="nyc_state",
@@ -155,20 +159,36 @@ RECIPES: tuple[FeatureRecipe, ...] = (
         cadence=timedelta(minutes=30),
         events=region_events,
         finish=overdue_features("nyc"),
+        independent_by=_BY,
     ),
-    FeatureRecipe(view="carrier_record", inputs={"departures": 30 * _DAYS, "arrivals": 30 * _DAYS}, cadence=_HOURS, events=record_events),
+    FeatureRecipe(
+        view="carrier_record",
+        inputs={"departures": 30 * _DAYS, "arrivals": 30 * _DAYS},
+        cadence=_HOURS,
+        events=record_events,
+        independent_by=_BY,
+    ),
     FeatureRecipe(
         view="origin_carrier_record",
         inputs={"schedules": _SCHEDULE_LOOKBACK, "departures": 30 * _DAYS, "arrivals": 30 * _DAYS},
         cadence=_HOURS,
         events=traffic_events,
         finish=overdue_features("origin_carrier"),
+        independent_by=_BY,
     ),
     FeatureRecipe(
-        view="destination_record", inputs={"departures": 30 * _DAYS, "arrivals": 30 * _DAYS}, cadence=_HOURS, events=record_events
+        view="destination_record",
+        inputs={"departures": 30 * _DAYS, "arrivals": 30 * _DAYS},
+        cadence=_HOURS,
+        events=record_events,
+        independent_by=_BY,
     ),
     FeatureRecipe(
-        view="route_carrier_record", inputs={"departures": 30 * _DAYS, "arrivals": 30 * _DAYS}, cadence=6 * _HOURS, events=record_events
+        view="route_carrier_record",
+        inputs={"departures": 30 * _DAYS, "arrivals": 30 * _DAYS},
+        cadence=6 * _HOURS,
+        events=record_events,
+        independent_by=_BY,
     ),
-    FeatureRecipe(view="flight_record", inputs={"arrivals": 30 * _DAYS}, cadence=24 * _HOURS, events=outcome_events),
+    FeatureRecipe(view="flight_record", inputs={"arrivals": 30 * _DAYS}, cadence=24 * _HOURS, events=outcome_events, independent_by=_BY),
 )

@@ -89,7 +89,9 @@ def _hop(view: "FeatureView", aggregations: tuple[WindowPlan, ...]) -> timedelta
     # Only a stream feature view has aggregations, and its tiling stands beside them.
     stream: Any = view
     if not stream.enable_tiling or not stream.tiling_hop_size:
-        raise DeclarationError(f"view {view.name}: its windows are computed on tiles; declare enable_tiling=True and tiling_hop_size")
+        raise DeclarationError(
+            f"view {view.name}: the tails of its windows move hop by hop; declare enable_tiling=True and tiling_hop_size"
+        )
     hop: timedelta = stream.tiling_hop_size
     return hop
 
@@ -123,7 +125,8 @@ def _check_windows(name: str, recipe: FeatureRecipe, aggregations: tuple[WindowP
             raise DeclarationError(f"view {name}: {a.name} has no time_window, which only a sum may leave out (a running sum)")
         if a.window is not None and microseconds(a.window) % microseconds(hop):
             raise DeclarationError(f"view {name}: {a.name}'s window {a.window} is no multiple of the hop {hop}")
-    if microseconds(recipe.cadence) % microseconds(hop):
+    # Between ticks there are no rows, unless an event triggers them.
+    if recipe.trigger == "cadence" and microseconds(recipe.cadence) % microseconds(hop):
         raise DeclarationError(f"view {name}: its cadence {recipe.cadence} is no multiple of the hop {hop}; lower tiling_hop_size")
     longest = max((a.window for a in aggregations if a.window is not None), default=None)
     if longest is None:
@@ -148,5 +151,5 @@ def _fingerprint(*parts: object) -> str:
     """Changes with the declaration and with any line of the recipes' module."""
     *declared, recipe, source = parts
     assert isinstance(recipe, FeatureRecipe)
-    recipe_values = (sorted(recipe.inputs.items()), recipe.cadence, sorted(recipe.defaults.items()), recipe.on_stale)
+    recipe_values = (sorted(recipe.inputs.items()), recipe.cadence, recipe.trigger, sorted(recipe.defaults.items()), recipe.on_stale)
     return hashlib.sha256(repr((declared, recipe_values, source)).encode()).hexdigest()

@@ -1,7 +1,21 @@
-"""What the feature engine needs to know of a view: plain values, free of Feast.
+"""What the feature engine needs to know of a view: plain values, free of Feast; and the definition its values obey.
 
-Belongs here: `ViewPlan`, `WindowPlan` and the arithmetic of their ticks and lookbacks. Does not belong here: reading
+Belongs here: `ViewPlan`, `WindowPlan` and the arithmetic of their times and lookbacks. Does not belong here: reading
 declarations (`declared`), computing values (`engine`).
+
+The definition, for the batch engine and the streaming worker alike. An *event* is a row of the recipe's `events` with all
+its join keys; a null or NaN in a column says nothing about that column.
+
+- *Rows*, by the recipe's `trigger`. "cadence": at each tick T (a multiple of the cadence since 1970), for each entity with
+  an event in the view's longest window. "event": at each distinct time T of an entity's events.
+- *Windows.* At T the window w holds the entity's events of `(floor(T - w), T]`, where floor rounds down to a multiple of
+  the hop since 1970: `window_start`. Ticks and windows are multiples of the hop, so at a tick this is `(T - w, T]`. Between
+  ticks the head is exact and the tail moves a hop at a time, which is what lets the stream keep whole tiles only (Chronon's
+  "sawtooth" windows, https://chronon.ai/Tiled_Architecture.html). `window=None` is everything up to T: a running sum.
+- *Values.* A sum is the float64 nearest to the mathematically exact sum of the float64 inputs (`exact`), so it depends on
+  no order, no grouping and no start of the read, and what leaves a window may be subtracted. A mean is that rounded sum
+  divided by the count, in float64. Over no values a sum and a count are 0, a mean, minimum and maximum are null. -0.0 is
+  taken for 0.0, and an infinite input is an error.
 """
 
 from collections.abc import Mapping
@@ -26,7 +40,7 @@ class FeatureError(ValueError):
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """One declared aggregation: `function` of `column` over `(T - window, T]`; `window=None` is a running sum up to T."""
+    """One declared aggregation: `function` of `column` over the window that ends at T; `window=None` is a running sum up to T."""
 
     column: str
     function: str
@@ -61,6 +75,10 @@ class ViewPlan:
         return self.recipe.cadence
 
     @property
+    def event_triggered(self) -> bool:
+        return self.recipe.trigger == "event"
+
+    @property
     def windowed(self) -> bool:
         return bool(self.aggregations)
 
@@ -81,25 +99,36 @@ def since_epoch(moment: datetime) -> int:
     return (moment - EPOCH) // _MICROSECOND
 
 
-def tick_range(plan: ViewPlan, days: DayRange, now: datetime | None = None) -> tuple[datetime, datetime] | None:
-    """First and last tick on the days (00:00 included, the next day's 00:00 not), none of them after `now`.
+def window_start(plan: ViewPlan, moment: datetime, window: timedelta) -> datetime:
+    """The time after which an event lies in the window that ends at `moment`, rounded down to the hop. Raises ValueError
+    for a view without windows."""
+    if plan.hop is None:
+        raise ValueError(f"view {plan.name} has no windows")
+    return EPOCH + (moment - window - EPOCH) // plan.hop * plan.hop
 
-    None where the days hold no tick yet.
+
+def tick_range(plan: ViewPlan, days: DayRange, now: datetime | None = None) -> tuple[datetime, datetime] | None:
+    """First and last time that rows of the days can have (00:00 included, the next day's 00:00 not), none after `now`.
+
+    Ticks, or for an event-triggered view any microsecond. None where the days hold no such time yet.
     """
-    cadence = microseconds(plan.cadence)
-    first = -(-since_epoch(_midnight(days, 0)) // cadence)
-    last = (since_epoch(_midnight(days, 1)) - 1) // cadence
+    step = 1 if plan.event_triggered else microseconds(plan.cadence)
+    first = -(-since_epoch(_midnight(days, 0)) // step)
+    last = (since_epoch(_midnight(days, 1)) - 1) // step
     if now is not None:
-        last = min(last, since_epoch(now) // cadence)
+        last = min(last, since_epoch(now) // step)
     if last < first:
         return None
-    return EPOCH + first * plan.cadence, EPOCH + last * plan.cadence
+    return EPOCH + first * step * _MICROSECOND, EPOCH + last * step * _MICROSECOND
 
 
 def required_days(plan: ViewPlan, days: DayRange) -> dict[str, DayRange]:
     """For each validated source, the days whose rows the view's values on `days` are made from."""
     start = _midnight(days, 0)
-    return {source: DayRange((start - lookback).date(), days.last) for source, lookback in plan.recipe.inputs.items()}
+    begins = {
+        name: start - lookback if plan.hop is None else window_start(plan, start, lookback) for name, lookback in plan.recipe.inputs.items()
+    }
+    return {source: DayRange(begin.date(), days.last) for source, begin in begins.items()}
 
 
 def _midnight(days: DayRange, after: int) -> datetime:

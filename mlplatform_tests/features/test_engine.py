@@ -121,7 +121,7 @@ def test_no_value_uses_an_event_after_its_tick(rows: list[dict[str, Any]]) -> No
 def test_blocks_of_entities_join_up(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"who": f"w{k % 7}", "n": k % 3, "event_timestamp": START + k * MINUTE, "x": k / 3, "sign": 1.0} for k in range(100)]
     whole = compute(view(), {"events": frame(rows)}, START, START + 60 * MINUTE)
-    monkeypatch.setattr("mlplatform.features.windowed._BLOCK_CELLS", 40)
+    monkeypatch.setattr("mlplatform.features.windowed._BLOCK", 40)
     assert_same_bits(whole, compute(view(), {"events": frame(rows)}, START, START + 60 * MINUTE))
 
 
@@ -137,9 +137,10 @@ def test_an_event_without_a_join_key_belongs_to_no_entity() -> None:
     assert got.is_empty()
 
 
-def test_a_running_sum_of_fractions_is_refused() -> None:
-    rows = [{"who": "a", "n": 1, "event_timestamp": START, "x": 1.0, "sign": 0.5}]
-    with pytest.raises(FeatureError, match="running sum state takes whole numbers"):
+@pytest.mark.parametrize("infinity", [math.inf, -math.inf])
+def test_an_infinite_value_is_refused_with_its_view_and_column(infinity: float) -> None:
+    rows = [{"who": "a", "n": 1, "event_timestamp": START, "x": infinity, "sign": None}]
+    with pytest.raises(FeatureError, match="view small: events\\(\\) gave an infinite x"):
         compute(view(), {"events": frame(rows)}, START, START)
 
 
@@ -166,7 +167,7 @@ def test_a_computed_view_gets_the_ticks_and_gives_its_rows_at_them() -> None:
     ("rows", "message"),
     [
         ({"event_timestamp": [START + MINUTE], "y": [1.0]}, "at times that are no ticks"),
-        ({"event_timestamp": [START, START], "y": [1.0, 2.0]}, "two rows at one tick"),
+        ({"event_timestamp": [START, START], "y": [1.0, 2.0]}, "two rows at one time"),
         ({"event_timestamp": [START]}, r"nobody computes \['y'\]"),
     ],
 )
