@@ -50,7 +50,7 @@ class Layout:
             spans=tuple(sorted(spans)),
             extremes=tuple(extremes),
             running=any(a.window is None for a in plan.aggregations),
-            keep_events=plan.recipe.trigger == "event" or bool(extremes),
+            keep_events=plan.event_triggered or bool(extremes),
         )
 
     @property

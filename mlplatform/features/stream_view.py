@@ -55,7 +55,7 @@ class ViewState:
         self.layout = Layout.of(plan)
         self.entities: dict[Key, Entity] = {}
         self.horizon = since  # rows before it are not given any more
-        self._by_event = plan.recipe.trigger == "event"
+        self._by_event = plan.event_triggered
         self._cadence = microseconds(plan.cadence)
         self._given = since - 1  # rows up to this moment have been given
         self._outputs = tuple(_Output.of(a, self.layout) for a in plan.aggregations)
