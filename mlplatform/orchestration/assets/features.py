@@ -12,20 +12,18 @@ import dagster as dg
 import polars as pl
 
 from mlplatform.clients.features import declared_objects
-from mlplatform.clients.lake import DAY, MissingTableError, with_day
+from mlplatform.clients.lake import MissingTableError
 from mlplatform.contracts import ONLINE_PROJECT
 from mlplatform.feature_store.writer import WriteCounts, write_frame
 from mlplatform.features.engine import compute
 from mlplatform.features.plan import ViewPlan, required_days, tick_range
-from mlplatform.features.restate import rows_to_append
 from mlplatform.orchestration import partitions, policy
 from mlplatform.orchestration.automation import conditions
+from mlplatform.orchestration.feature_tables import append_changes, newest_within_ttl, recorded_live_since
 from mlplatform.orchestration.metadata import null_shares, table_schema
 from mlplatform.orchestration.resources import Clients, PlatformResource
 from mlplatform.records import DayRange
 from mlplatform.specs import Catalog
-
-LIVE_SINCE = "mlplatform.live_since"  # commit metadata: the first tick computed on its own day
 
 
 def feature_assets(catalog: Catalog, plans: Mapping[str, ViewPlan]) -> Sequence[dg.AssetsDefinition]:
@@ -111,16 +109,10 @@ def write_offline(clients: Clients, plan: ViewPlan, days: DayRange, run_id: str)
     ticks = tick_range(plan, days, now)
     if ticks is None:
         return pl.DataFrame()
-    lake, key = clients.lake, ("offline", plan.name)
+    lake = clients.lake
     tables = {source: lake.read(("validated", source), read) for source, read in required_days(plan, days).items()}
     computed = compute(plan, tables, *ticks)
-    existing = lake.read(key, days) if lake.exists(key) else pl.DataFrame()
-    live_since = _live_since(clients, plan, days)
-    rows = rows_to_append(computed, existing, plan.join_keys, plan.features, now=now, live_since=live_since)
-    if rows.height or not lake.exists(key):
-        metadata = {"run_id": run_id} | ({LIVE_SINCE: live_since.isoformat()} if live_since else {})
-        lake.append(key, with_day(rows, "event_timestamp"), metadata=metadata)
-    return rows
+    return append_changes(lake, plan, computed, days, now=now, live_since=_live_since(clients, plan, days), metadata={"run_id": run_id})
 
 
 def _live_since(clients: Clients, plan: ViewPlan, days: DayRange) -> datetime | None:
@@ -128,8 +120,8 @@ def _live_since(clients: Clients, plan: ViewPlan, days: DayRange) -> datetime | 
 
     A backfill that reaches into today begins the live time with today's first tick, not with its own.
     """
-    if recorded := clients.lake.last_metadata(("offline", plan.name), LIVE_SINCE):
-        return datetime.fromisoformat(recorded)
+    if recorded := recorded_live_since(clients.lake, plan):
+        return recorded
     now = clients.clock.now()
     if now.date() not in days:
         return None
@@ -172,21 +164,10 @@ def _online(plan: ViewPlan) -> dg.AssetsDefinition:
 
 def write_online(clients: Clients, plan: ViewPlan) -> tuple[WriteCounts, datetime | None]:
     """Writes each entity's newest value that is within the view's ttl; older values would be read as missing anyway."""
-    now = clients.clock.now()
-    days = DayRange((now - plan.ttl).date(), now.date())
     try:
-        rows = clients.lake.scan(("offline", plan.name), days)
+        newest = newest_within_ttl(clients.lake, plan, clients.clock.now())
     except MissingTableError as missing:
         raise dg.Failure(f"{missing}. Materialize offline/{plan.name} before online/{plan.name}.") from missing
-    newest = (
-        rows.filter(
-            pl.col("event_timestamp") >= pl.lit(now - plan.ttl), pl.col("event_timestamp") <= pl.lit(now), pl.col("created") <= pl.lit(now)
-        )
-        .drop(DAY)
-        .sort("event_timestamp", "created")
-        .unique(list(plan.join_keys), keep="last")
-        .collect()
-    )
     counts = write_frame(clients.redis, ONLINE_PROJECT, plan.name, plan.join_keys, plan.features, newest)
     last = newest["event_timestamp"].max() if newest.height else None
     return counts, last if isinstance(last, datetime) else None
