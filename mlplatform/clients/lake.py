@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
@@ -176,6 +177,12 @@ class Lake:
                 return found
         return None
 
+    def recent_metadata(self, key: Key, name: str, commits: int = 20) -> str | None:
+        """As `last_metadata`, looking at the last few commits only."""
+        if not self.exists(key):
+            return None
+        return next((str(commit[name]) for commit in self.table(key).history(commits) if name in commit), None)
+
     def version(self, key: Key) -> int:
         return int(self.table(key).version())
 
@@ -188,6 +195,11 @@ class Lake:
         if days is None:
             return int(self.table(key).count())  # from the log's statistics: no file is read
         return int(self.scan(key, days).select(pl.len()).collect().item())
+
+    def maximum(self, key: Key, column: str) -> Any:
+        """The largest value of a column, from the log's statistics: no file is read. None for a table without rows."""
+        files = pl.DataFrame(pa.table(self.table(key).get_add_actions(flatten=True)))
+        return files[f"max.{column}"].max() if f"max.{column}" in files.columns else None
 
     def time_of(self, key: Key, version: int) -> datetime:
         return datetime.fromtimestamp(self.table(key, version).history(1)[0]["timestamp"] / 1000).astimezone()

@@ -87,14 +87,21 @@ class ViewState:
         self._forget()
         return Emission(self._frame(gathered, restated), len(restated.times))
 
+    @property
+    def given(self) -> int:
+        """Rows up to this moment have been given."""
+        return self._given
+
     # --- taking in ---
 
     def _by_entity(self, changes: pl.DataFrame | None) -> dict[Key, tuple[int, list[tuple[int, Values, int]]]]:
         """Per entity the time of its first change, and its changes."""
         found: dict[Key, tuple[int, list[tuple[int, Values, int]]]] = {}
-        if changes is None or changes.is_empty():
+        if changes is None:
             return found
-        self._schema = self._schema or {name: changes.schema[name] for name in self.plan.join_keys}
+        self._schema = {name: changes.schema[name] for name in self.plan.join_keys}
+        if changes.is_empty():
+            return found
         columns = [self._integers(changes, i) for i in range(len(self.layout.columns))]
         times, copies = changes[TIME].to_physical().to_list(), changes[COPIES].to_list()
         keys = zip(*(changes[name].to_list() for name in self.plan.join_keys), strict=True)

@@ -4,6 +4,7 @@ Belongs here: what the batch assets and the streaming worker must do alike, so t
 belong here: computing rows (room `features`), Dagster.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
@@ -15,6 +16,12 @@ from mlplatform.features.restate import CREATED, rows_to_append
 from mlplatform.records import DayRange
 
 LIVE_SINCE = "mlplatform.live_since"  # commit metadata: the first tick computed on its own day
+
+# Commit metadata of a streaming worker: what it has read (`positions`), when (`at`), and from when on the rows are its own (`from`).
+STREAMED = "mlplatform.stream"
+
+# A worker that has not written for so many cadences is taken for gone.
+SILENT_CADENCES = 3
 
 # Writers of one table that come between reading and appending, one after the other, before something must be wrong.
 ATTEMPTS = 20
@@ -29,7 +36,7 @@ def append_changes(
     now: datetime,
     live_since: datetime | None,
     metadata: Mapping[str, str],
-    scope: Callable[[pl.DataFrame], pl.DataFrame] = lambda existing: existing,
+    scope: Callable[[pl.DataFrame], pl.DataFrame],
 ) -> pl.DataFrame:
     """Appends those of `computed` that the table lacks or has otherwise, in one commit. Returns them.
 
@@ -43,8 +50,9 @@ def append_changes(
         rows = rows_to_append(computed, existing, plan.join_keys, plan.features, now=now, live_since=live_since)
         if rows.is_empty() and version >= 0:
             return rows
+        carried = {name: told for name in (STREAMED,) if (told := lake.recent_metadata(key, name)) is not None}
         try:
-            lake.append(key, with_day(rows, TIME), metadata=with_live_since(metadata, live_since), read_at=version)
+            lake.append(key, with_day(rows, TIME), metadata=carried | with_live_since(metadata, live_since), read_at=version)
         except TableMovedError:
             continue
         return rows
@@ -60,6 +68,21 @@ def recorded_live_since(lake: Lake, plan: ViewPlan) -> datetime | None:
     """When the view's live time began, None where it has not yet."""
     recorded = lake.last_metadata(("offline", plan.name), LIVE_SINCE)
     return datetime.fromisoformat(recorded) if recorded else None
+
+
+def streamed_from(lake: Lake, plan: ViewPlan, now: datetime) -> datetime | None:
+    """The first moment whose rows a living streaming worker answers for; None where there is none.
+
+    The worker reads events before they are landed and validated, so for those rows the batch knows less than it: it would
+    take them for wrong and put them back. Older rows are the batch's: it is there for what came too late for the worker.
+    """
+    told = lake.recent_metadata(("offline", plan.name), STREAMED) if plan.windowed else None
+    if told is None:
+        return None
+    stream = json.loads(told)
+    if datetime.fromisoformat(stream["at"]) < now - SILENT_CADENCES * plan.cadence:
+        return None
+    return datetime.fromisoformat(stream["from"])
 
 
 def newest_within_ttl(lake: Lake, plan: ViewPlan, now: datetime) -> pl.DataFrame:

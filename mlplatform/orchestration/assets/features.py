@@ -16,10 +16,10 @@ from mlplatform.clients.lake import MissingTableError
 from mlplatform.contracts import ONLINE_PROJECT
 from mlplatform.feature_store.writer import WriteCounts, write_frame
 from mlplatform.features.engine import compute
-from mlplatform.features.plan import ViewPlan, required_days, tick_range
+from mlplatform.features.plan import TIME, ViewPlan, required_days, tick_range
 from mlplatform.orchestration import partitions, policy
 from mlplatform.orchestration.automation import conditions
-from mlplatform.orchestration.feature_tables import append_changes, newest_within_ttl, recorded_live_since
+from mlplatform.orchestration.feature_tables import append_changes, newest_within_ttl, recorded_live_since, streamed_from
 from mlplatform.orchestration.metadata import null_shares, table_schema
 from mlplatform.orchestration.resources import Clients, PlatformResource
 from mlplatform.records import DayRange
@@ -111,8 +111,20 @@ def write_offline(clients: Clients, plan: ViewPlan, days: DayRange, run_id: str)
         return pl.DataFrame()
     lake = clients.lake
     tables = {source: lake.read(("validated", source), read) for source, read in required_days(plan, days).items()}
-    computed = compute(plan, tables, *ticks)
-    return append_changes(lake, plan, computed, days, now=now, live_since=_live_since(clients, plan, days), metadata={"run_id": run_id})
+    mine = pl.col(TIME).is_between(*(pl.lit(tick) for tick in ticks))
+    if (streamed := streamed_from(lake, plan, now)) is not None:
+        mine &= pl.col(TIME) < pl.lit(streamed)
+    return append_changes(
+        lake,
+        plan,
+        compute(plan, tables, *ticks).filter(mine),
+        days,
+        now=now,
+        live_since=_live_since(clients, plan, days),
+        metadata={"run_id": run_id},
+        # A row that came after `now` is no row this computation does not give any more.
+        scope=lambda existing: existing.filter(mine),
+    )
 
 
 def _live_since(clients: Clients, plan: ViewPlan, days: DayRange) -> datetime | None:
