@@ -5,6 +5,8 @@ Belongs here: the decision, from declarations. Does not belong here: doing it.
 
 from collections.abc import Mapping
 
+import polars as pl
+
 from mlplatform.features.plan import ViewPlan
 from mlplatform.specs import SourceSpec, StreamReader
 
@@ -32,7 +34,15 @@ def _reason_against_source(spec: SourceSpec, column: str) -> str | None:
     # Versions of a row share its key; only if they share the group too can a group be judged alone.
     if spec.contract.key and column not in spec.contract.key:
         return f"may have versions of one row with different {column}: it is no part of the key"
-    looking_around = [r.name for r in spec.contract.rules if r.on_broken == "quarantine" and not r.broken().meta.is_row_separable()]
+    looking_around = [r.name for r in spec.contract.rules if r.on_broken == "quarantine" and not _row_by_row(r.broken())]
     if looking_around:
         return f"is judged by rules that look at other rows ({', '.join(looking_around)})"
     return None
+
+
+def _row_by_row(expression: pl.Expr) -> bool:
+    """Whether an expression looks at one row at a time. Polars tells it of an expression's outermost operation only."""
+    try:
+        return expression.meta.is_row_separable() and all(_row_by_row(part) for part in expression.meta.pop())
+    except pl.exceptions.PolarsError:  # Polars cannot tell, as of a Python function
+        return False

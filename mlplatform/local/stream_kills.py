@@ -202,7 +202,7 @@ def _compare(world: World, report: KillReport) -> None:
         report.lost += expected.join(newest, on=[*plan.join_keys, TIME], how="anti").height
         report.wrong += newest.join(expected, on=newest.columns, how="anti", nulls_equal=True).height
         report.written_twice += _repeats(stored, plan)
-        report.online_wrong += _online_differences(world.redis, plan, newest)
+        report.online_wrong += online_differences(world.redis, plan, newest)
 
 
 def _repeats(stored: pl.DataFrame, plan: ViewPlan) -> int:
@@ -212,7 +212,8 @@ def _repeats(stored: pl.DataFrame, plan: ViewPlan) -> int:
     return int(stored.select(same.fill_null(False).sum()).item())
 
 
-def _online_differences(redis: Redis, plan: ViewPlan, rows: pl.DataFrame) -> int:
+def online_differences(redis: Redis, plan: ViewPlan, rows: pl.DataFrame) -> int:
+    """Entities whose value in Redis is not the newest of `rows`."""
     order = feature_order(plan.features)
     newest = rows.sort(TIME).unique(list(plan.join_keys), keep="last")
     wrong = 0

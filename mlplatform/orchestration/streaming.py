@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 
 from mlplatform.clients.lake import Lake, MissingTableError
 from mlplatform.clients.stream import StreamError
-from mlplatform.clock import Clock
+from mlplatform.clock import Clock, clock_from
 from mlplatform.features.plan import ViewPlan, since_epoch
 from mlplatform.features.stream_choice import reason_against
 from mlplatform.features.stream_entity import StaleStateError
@@ -207,8 +207,35 @@ class Worker:
         log.info("stopped", positions=self.inputs.positions)
 
 
+def declared() -> tuple[dict[str, ViewPlan], dict[str, SourceSpec]]:
+    """The views and sources of every catalog of the installation. Imports Feast, which takes seconds."""
+    from mlplatform.catalog.discover import catalogs
+    from mlplatform.features.declared import plans
+
+    found = catalogs()
+    views = {name: plan for catalog in found for name, plan in plans(catalog.feature_package).items()}
+    return views, {spec.name: spec for catalog in found for spec in catalog.sources}
+
+
+def worker(settings: Settings, chosen: Sequence[ViewPlan], sources: Mapping[str, SourceSpec]) -> Worker:
+    """A worker with the options of the settings."""
+    options = StreamOptions(
+        lateness=timedelta(seconds=settings.stream_lateness_s),
+        keep=timedelta(seconds=settings.stream_keep_s),
+        interval_s=settings.stream_interval_s,
+    )
+    return Worker(settings, clock_from(settings.clock), chosen, sources, options)
+
+
 def serve(worker: Worker, metrics_port: int | None) -> None:
-    """Runs the worker in this process until SIGTERM or SIGINT; then it ends its round and returns."""
+    """Runs the worker in this process until SIGTERM or SIGINT; then it ends its round and returns. Logs are JSON lines."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ]
+    )
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
