@@ -8,7 +8,9 @@ the recent past and appends those that the tables lack. So the worker may be kil
 """
 
 import json
+import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -112,7 +114,7 @@ class Worker:
         self.metrics.starts.inc()
         self.metrics.connected.set(1)
         seconds = round(time.monotonic() - began, 2)
-        log.info("started", views=list(self.outputs), positions=self.inputs.positions, appended=appended, seconds=seconds)
+        log.info("started", views=list(self.outputs), positions=self.inputs.positions, appended=appended, seconds=seconds, **_used())
 
     # --- one round ---
 
@@ -204,7 +206,13 @@ class Worker:
                 log.debug("round", entries=batch.entries, drained=batch.drained, seconds=round(time.monotonic() - began, 3))
             if batch.drained:
                 stop.wait(max(0.0, self.options.interval_s - (time.monotonic() - began)))
-        log.info("stopped", positions=self.inputs.positions)
+        log.info("stopped", positions=self.inputs.positions, **_used())
+
+
+def _used() -> dict[str, float]:
+    """Processor time and memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"cpu_s": round(time.process_time(), 2), "max_rss_mb": round(peak / (1_048_576 if sys.platform == "darwin" else 1024), 1)}
 
 
 def declared() -> tuple[dict[str, ViewPlan], dict[str, SourceSpec]]:
