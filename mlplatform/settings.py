@@ -46,6 +46,12 @@ class Settings(BaseSettings):
     s3_secret_access_key: SecretStr = Field(SecretStr(""), description="S3 secret key")
     s3_allow_http: bool = Field(False, description="Allow plain http to the S3 endpoint, for private networks only")
 
+    stream_lateness_s: int = Field(
+        86_400, gt=0, description="Streaming: how late an event may be and still restate rows; later ones are the batch's"
+    )
+    stream_keep_s: int = Field(345_600, gt=0, description="Streaming: how long rows are held for later rows of their group")
+    stream_interval_s: float = Field(0.25, gt=0, description="Streaming: seconds from one round of reading and writing to the next")
+
     serving_url: str = Field("http://127.0.0.1:8000", description="Where the prediction service answers")
     dagster_url: str = Field("http://127.0.0.1:3000", description="Where the Dagster UI answers")
     reports_url: str = Field("", description="Where HOME/reports is served; empty: links are files, or objects beside an S3 lake")

@@ -27,6 +27,7 @@ from mlplatform.settings import load_settings
 
 COMMANDS = [
     "demo",
+    "stream",
     "up",
     "down",
     "status",

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from mlplatform.records import DayRange
 
@@ -30,6 +31,10 @@ _LARGEST_KEPT = _KEPT_BYTES // 4
 
 class MissingTableError(LookupError):
     """The table has never been written."""
+
+
+class TableMovedError(Exception):
+    """Somebody else wrote the table since it was read: read it again."""
 
 
 @dataclass(frozen=True)
@@ -162,12 +167,20 @@ class Lake:
         partitioned: bool = True,
         transaction: tuple[str, int] | None = None,
         metadata: Mapping[str, str] | None = None,
+        read_at: int | None = None,
     ) -> bool:
         """Appends rows in one commit. With `transaction` (application, number), a number not above the last one is a
-        replay: nothing is written and False is returned."""
+        replay: nothing is written and False is returned.
+
+        `read_at`: the version the rows were chosen against (-1: there was no table). Raises TableMovedError, with nothing
+        written, where the table has another one by now.
+        """
         if transaction is not None and self.transaction(key, transaction[0]) >= transaction[1]:
             return False
         with self._writing(key, rows, None):
+            if read_at is not None:
+                self._append_at(key, rows, partitioned, metadata, read_at)
+                return True
             write_deltalake(
                 self._target(key),
                 _plain(rows),
@@ -177,6 +190,32 @@ class Lake:
                 commit_properties=_commit(metadata, transaction),
             )
         return True
+
+    def _append_at(self, key: Key, rows: pl.DataFrame, partitioned: bool, metadata: Mapping[str, str] | None, read_at: int) -> None:
+        if (self.version(key) if self.exists(key) else -1) != read_at:
+            raise TableMovedError("/".join(key))
+        try:
+            write_deltalake(
+                self._target(key) if read_at >= 0 else self.uri(key),
+                _plain(rows),
+                mode="append" if read_at >= 0 else "error",
+                partition_by=[DAY] if partitioned else None,
+                storage_options=self._options(),
+                # No second try: it would go behind the commit that came first, whatever that one wrote.
+                commit_properties=_commit(metadata, retries=0),
+            )
+        except (CommitFailedError, DeltaError) as error:
+            if self.exists(key) and self.version(key) != read_at:
+                raise TableMovedError("/".join(key)) from error
+            raise
+
+    def compact(self, key: Key, metadata: Mapping[str, str] | None = None, target_bytes: int = 8_000_000) -> int:
+        """Merges small files into files of about `target_bytes`, without changing a row. Returns how many went into others.
+
+        The old files stay until a vacuum, for readers of older versions.
+        """
+        merged = self.table(key).optimize.compact(target_size=target_bytes, commit_properties=_commit(metadata))
+        return int(merged["numFilesRemoved"])
 
     def transaction(self, key: Key, application: str) -> int:
         """The last transaction number `application` committed to the table, -1 before the first."""
@@ -209,6 +248,12 @@ class Lake:
             if self.table(key).version() == version:
                 return found
 
+    def recent_metadata(self, key: Key, name: str, commits: int = 20) -> str | None:
+        """As `last_metadata`, looking at the last few commits only."""
+        if not self.exists(key):
+            return None
+        return next((str(commit[name]) for commit in self.commits(key, commits) if name in commit), None)
+
     def version(self, key: Key) -> int:
         return int(self.table(key).version())
 
@@ -221,6 +266,11 @@ class Lake:
         if days is None:
             return int(self.table(key).count())  # from the log's statistics: no file is read
         return int(self.scan(key, days).select(pl.len()).collect().item())
+
+    def maximum(self, key: Key, column: str) -> Any:
+        """The largest value of a column, from the log's statistics: no file is read. None for a table without rows."""
+        files = pl.DataFrame(pa.table(self.table(key).get_add_actions(flatten=True)))
+        return files[f"max.{column}"].max() if f"max.{column}" in files.columns else None
 
     def time_of(self, key: Key, version: int) -> datetime:
         """When the commit of `version` was made (wall clock). Raises LookupError where the log no longer has it."""
@@ -246,9 +296,10 @@ def day_literals(days: Sequence[date]) -> list[str]:
     return [d.isoformat() for d in days]
 
 
-def _commit(metadata: Mapping[str, Any] | None, transaction: tuple[str, int] | None = None) -> CommitProperties:
+def _commit(metadata: Mapping[str, Any] | None, transaction: tuple[str, int] | None = None, retries: int | None = None) -> CommitProperties:
     return CommitProperties(
         custom_metadata={k: str(v) for k, v in (metadata or {}).items()},
+        max_commit_retries=retries,
         app_transactions=[Transaction(*transaction)] if transaction else None,
     )
 

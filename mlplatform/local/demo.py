@@ -44,7 +44,7 @@ def run_demo(home: Path, days: int = 2, keep: bool = False, trials: int | None =
             demo.replay(START, START + timedelta(days=days))
             demo.finish()
             if keep:
-                platform.start_dagster()
+                platform.start_automation()
                 platform.supervisor.detach()
     report.print_summary(platform, keep)
     return report.status

@@ -28,7 +28,7 @@ START = datetime(2013, 9, 1, tzinfo=UTC)
 
 ENVIRONMENT = "environment.json"
 PORTS = "ports.json"
-SERVICES = ("valkey", "sources", "mlflow", "reports", "serving", "dagster")
+SERVICES = ("valkey", "sources", "mlflow", "reports", "serving", "dagster", "stream")
 
 # What a new demo starts without. The cache of the sample data stays: it is the same every time.
 STATE = ("lake", "mlflow", "valkey", "dagster", "feast", "optuna", "serving", "reports", "logs", "clock.json", ENVIRONMENT)
@@ -154,12 +154,13 @@ class LocalPlatform(AbstractContextManager["LocalPlatform"]):
         """Starts the prediction service; it finds the model by its alias as soon as there is one."""
         self.supervisor.start(services.prediction_service(port=self.ports["serving"]))
 
-    def start_dagster(self) -> None:
-        """Starts the Dagster UI and the daemon, with schedules, sensors and automation running."""
+    def start_automation(self) -> None:
+        """Starts what keeps the platform up to date: the streaming worker; Dagster's UI and daemon with all automation running."""
         workspace = repository_root() / "workspace.yaml"
         self.supervisor.start_all(
             [
                 services.dagster_webserver(self.home / "dagster", workspace, self.ports["dagster"]),
                 services.dagster_daemon(self.home / "dagster", workspace),
+                services.stream_worker(self.ports["stream"]),
             ]
         )

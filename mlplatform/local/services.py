@@ -176,6 +176,20 @@ def prediction_service(environment: Mapping[str, str] | None = None, port: int |
     )
 
 
+def stream_worker(port: int | None = None) -> Launch:
+    """The streaming worker. Answers with its metrics as soon as it is loaded; whether it keeps up is for them to say."""
+    port = port or free_port()
+    return Launch(
+        name="stream",
+        command=[sys.executable, "-m", "mlplatform.cli", "stream", "--metrics-port", str(port)],
+        ready=http_ready(port, "/metrics"),
+        url=f"http://{HOST}:{port}/metrics",
+        port=port,
+        environment=QUIET,
+        timeout_s=120,
+    )
+
+
 def dagster_webserver(dagster_home: Path, workspace: Path, port: int | None = None) -> Launch:
     """The Dagster UI over the code locations of `workspace`."""
     port = port or free_port()

@@ -27,7 +27,7 @@ def run_up(home: Path, speed: float = 1.0) -> int:
         return _build_and_keep(home, speed)
     with LocalPlatform(home=home) as platform, console.status("starting the services"):
         platform.start_serving()
-        platform.start_dagster()
+        platform.start_automation()
         _go(platform, speed)
         platform.supervisor.detach()
     _say_where(console, platform, speed)
@@ -41,7 +41,7 @@ def _build_and_keep(home: Path, speed: float) -> int:
     report = Report(home, "[bold]mlplatform up[/bold]: January to August 2013 from the source systems to a serving model")
     with report.live(), LocalPlatform(home=home) as platform:
         Demo.open(platform, report, None).build()
-        platform.start_dagster()
+        platform.start_automation()
         _go(platform, speed)
         platform.supervisor.detach()
     _say_where(report.console, platform, speed)

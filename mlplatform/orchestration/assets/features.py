@@ -12,22 +12,19 @@ import dagster as dg
 import polars as pl
 
 from mlplatform.clients.features import declared_objects
-from mlplatform.clients.fingerprints import mark_append
-from mlplatform.clients.lake import DAY, MissingTableError, with_day
+from mlplatform.clients.lake import MissingTableError
 from mlplatform.contracts import ONLINE_PROJECT
 from mlplatform.feature_store.writer import WriteCounts, write_frame
 from mlplatform.features.consumers import Consumer, consumers, services
 from mlplatform.features.engine import compute
-from mlplatform.features.plan import ViewPlan, required_days, tick_range
-from mlplatform.features.restate import rows_to_append
+from mlplatform.features.plan import TIME, ViewPlan, required_days, tick_range
 from mlplatform.orchestration import partitions, policy
 from mlplatform.orchestration.automation import conditions
 from mlplatform.orchestration.feature_pages import declared_page, written_page
+from mlplatform.orchestration.feature_tables import append_changes, newest_within_ttl, recorded_live_since, streamed_from
 from mlplatform.orchestration.resources import Clients, PlatformResource
 from mlplatform.records import DayRange
 from mlplatform.specs import Catalog
-
-LIVE_SINCE = "mlplatform.live_since"  # commit metadata: the first tick computed on its own day
 
 
 def feature_assets(catalog: Catalog, plans: Mapping[str, ViewPlan]) -> Sequence[dg.AssetsDefinition]:
@@ -112,17 +109,22 @@ def write_offline(clients: Clients, plan: ViewPlan, days: DayRange, run_id: str)
     times = tick_range(plan, days, now)
     if times is None:
         return pl.DataFrame()
-    lake, key = clients.lake, ("offline", plan.name)
+    lake = clients.lake
     tables = {source: lake.read(("validated", source), read) for source, read in required_days(plan, days).items()}
-    computed = compute(plan, tables, *times)
-    existing = lake.read(key, days) if lake.exists(key) else pl.DataFrame()
-    live_since = _live_since(clients, plan, days)
-    rows = rows_to_append(computed, existing, plan.join_keys, plan.features, now=now, live_since=live_since)
-    if rows.height or not lake.exists(key):
-        metadata = {"run_id": run_id} | ({LIVE_SINCE: live_since.isoformat()} if live_since else {})
-        stored = with_day(rows, "event_timestamp")
-        lake.append(key, stored, metadata=metadata | mark_append(lake, key, stored).metadata())
-    return rows
+    mine = pl.col(TIME).is_between(*(pl.lit(time) for time in times))
+    if (streamed := streamed_from(lake, plan, now)) is not None:
+        mine &= pl.col(TIME) < pl.lit(streamed)
+    return append_changes(
+        lake,
+        plan,
+        compute(plan, tables, *times).filter(mine),
+        days,
+        now=now,
+        live_since=_live_since(clients, plan, days),
+        metadata={"run_id": run_id},
+        # A row that came after `now` is no row this computation does not give any more.
+        scope=lambda existing: existing.filter(mine),
+    )
 
 
 def _live_since(clients: Clients, plan: ViewPlan, days: DayRange) -> datetime | None:
@@ -131,8 +133,8 @@ def _live_since(clients: Clients, plan: ViewPlan, days: DayRange) -> datetime | 
 
     A backfill that reaches into today begins the live time with today's first tick, not with its own.
     """
-    if recorded := clients.lake.last_metadata(("offline", plan.name), LIVE_SINCE):
-        return datetime.fromisoformat(recorded)
+    if recorded := recorded_live_since(clients.lake, plan):
+        return recorded
     now = clients.clock.now()
     if now.date() not in days:
         return None
@@ -170,22 +172,10 @@ def _online(plan: ViewPlan) -> dg.AssetsDefinition:
 
 def write_online(clients: Clients, plan: ViewPlan) -> tuple[WriteCounts, datetime | None]:
     """Writes each entity's newest value that is within the view's ttl; older values would be read as missing anyway."""
-    now = clients.clock.now()
-    days = DayRange((now - plan.ttl).date(), now.date())
     try:
-        rows = clients.lake.read(("offline", plan.name), days)
+        newest = newest_within_ttl(clients.lake, plan, clients.clock.now())
     except MissingTableError as missing:
         raise dg.Failure(f"{missing}. Materialize offline/{plan.name} before online/{plan.name}.") from missing
-    newest = (
-        rows.lazy()
-        .filter(
-            pl.col("event_timestamp") >= pl.lit(now - plan.ttl), pl.col("event_timestamp") <= pl.lit(now), pl.col("created") <= pl.lit(now)
-        )
-        .drop(DAY)
-        .sort("event_timestamp", "created")
-        .unique(list(plan.join_keys), keep="last")
-        .collect()
-    )
     counts = write_frame(clients.redis, ONLINE_PROJECT, plan.name, plan.join_keys, plan.features, newest)
     last = newest["event_timestamp"].max() if newest.height else None
     return counts, last if isinstance(last, datetime) else None

@@ -1,0 +1,305 @@
+"""What the streaming worker reads: raw tables and what the streams hold beyond them, judged, as changes of each view's events.
+
+Belongs here: positions, judging by group, restoring. Does not belong here: state and rows (`streaming`, room `features`).
+
+Every entry is counted once: the raw table of a source holds the entries up to the id of its Delta transaction, the stream
+is read from there on. The worker has its own position and no part in the consumer group of ingestion.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import cast
+
+import polars as pl
+
+from mlplatform.clients.lake import DAY, Lake, MissingTableError
+from mlplatform.clients.stream import StreamClient, StreamError
+from mlplatform.features.plan import ViewPlan
+from mlplatform.features.stream_changes import GroupRows, changed_events
+from mlplatform.ingestion.arrival import stamp, stream_id_of, stream_order, transaction_number
+from mlplatform.ingestion.stream import parse
+from mlplatform.settings import Settings
+from mlplatform.specs import SourceSpec, StreamReader
+from mlplatform.validation.split import split
+
+START = "0-0"  # below every entry
+
+
+@dataclass
+class Counts:
+    """Entries since the worker started: what became of each."""
+
+    read: int = 0
+    malformed: int = 0
+    quarantined: int = 0
+    repeated: int = 0
+    too_late: int = 0
+
+
+@dataclass
+class Batch:
+    """What one round of reading brought. `changes`: per view its changed events; `first_id`: the oldest entry's id."""
+
+    entries: int
+    changes: Mapping[str, pl.DataFrame]
+    drained: bool
+    first_id: str | None = None
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Entries of one stream: the readable ones as raw rows."""
+
+    rows: pl.DataFrame
+    entries: int
+    first_id: str | None = None
+
+
+@dataclass
+class _Judged:
+    """Rows that keep the contract, and how many do not or are repeats."""
+
+    rows: pl.DataFrame
+    quarantined: int = 0
+    repeated: int = 0
+
+
+@dataclass
+class _Family:
+    """Views whose events are independent by the same column, and the recent rows of their sources."""
+
+    column: str
+    plans: list[ViewPlan]
+    rows: dict[str, GroupRows] = field(default_factory=dict)
+
+
+class StreamInputs:
+    """The streams of some views. `keep`: how long rows are held for later rows of their group."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        lake: Lake,
+        sources: Mapping[str, SourceSpec],
+        plans: Sequence[ViewPlan],
+        lateness: timedelta,
+        keep: timedelta,
+    ) -> None:
+        self._lake = lake
+        self._lateness, self._keep = lateness, keep
+        names = sorted({name for plan in plans for name in plan.recipe.inputs})
+        self.sources = {name: judging(sources[name]) for name in names}
+        self._clients = {name: StreamClient(settings.connection(self._reader(name).connection)) for name in names}
+        columns = dict.fromkeys(cast(str, plan.recipe.independent_by) for plan in plans)
+        self._families = [_Family(c, [p for p in plans if p.recipe.independent_by == c]) for c in columns]
+        self._references: dict[str, tuple[int, pl.DataFrame]] = {}
+        self._empty: dict[str, _Judged] = {}
+        self.positions: dict[str, str] = {}
+        self.counts = {name: Counts() for name in names}
+        # When the streams were last read to their end: whatever is read after that had not arrived by then.
+        self.caught_up: datetime | None = None
+        # Source → the last entry that came too late: once it has landed, a new start counts it.
+        self.missed: dict[str, str] = {}
+
+    def close(self) -> None:
+        for client in self._clients.values():
+            client.close()
+
+    # --- restoring ---
+
+    def restore(self, since: datetime, now: datetime, limit: int) -> dict[str, pl.DataFrame]:
+        """All events that rows from `since` on can need, from the raw tables and the streams to their end.
+
+        Raises StreamError, and MissingTableError where rows are judged by a table that is not there yet.
+        """
+        self._references = {name: self._reference(name) for name in self._referred()}
+        for name, spec in self.sources.items():
+            nothing = self._raw_frame(name, [], now)[0]
+            self._empty[name] = _Judged(split(nothing, spec, self._reference_rows()).validated)
+        raw = {name: self._landed(name, since) for name in self.sources}
+        for name in self.sources:
+            parts, entries = [raw[name]], limit
+            while entries == limit:
+                read = self._read(name, now, limit, None)
+                parts, entries = [*parts, read.rows.select(raw[name].columns)], read.entries
+            raw[name] = pl.concat(parts)
+        self.caught_up, self.missed = now, {}
+        changes: dict[str, pl.DataFrame] = {}
+        for family in self._families:
+            names = sorted({name for plan in family.plans for name in plan.recipe.inputs})
+            after = {name: self._judged(name, raw[name]).rows for name in names}
+            for plans in _by_function(family.plans):
+                changes |= changed_events(plans, {}, {name: after[name] for name in plans[0].recipe.inputs})
+            family.rows = {name: self._held(family.column, name, raw[name], now) for name in names}
+        return changes
+
+    def _landed(self, name: str, since: datetime) -> pl.DataFrame:
+        """The raw rows from the longest lookback before `since` on, in the order they arrived; sets the stream's position."""
+        key, reader = ("raw", name), self._reader(name)
+        columns = self._raw_frame(name, [], since)[0].columns
+        if not self._lake.exists(key):
+            self.positions[name] = START
+            return self._raw_frame(name, [], since)[0]
+        version = self._lake.version(key)
+        number = self._lake.table(key, version).transaction_version(f"stream:{reader.stream}")
+        self.positions[name] = (stream_id_of(number) if number is not None else None) or START
+        lookbacks = [p.recipe.inputs[name] + (p.hop or timedelta(0)) for f in self._families for p in f.plans if name in p.recipe.inputs]
+        rows = self._lake.scan(key, None, version).filter(pl.col(DAY) >= (since - max(lookbacks)).date(), pl.col("payload").is_null())
+        return _in_order(rows.collect()).select(columns)
+
+    def _held(self, column: str, name: str, rows: pl.DataFrame, now: datetime) -> GroupRows:
+        spec = self.sources[name]
+        held = GroupRows(column, cast(str, spec.time_column))
+        held.add(rows.filter(pl.col(cast(str, spec.time_column)) >= now - self._keep))
+        return held
+
+    # --- reading on ---
+
+    def read(self, now: datetime, limit: int) -> Batch:
+        """Up to `limit` entries of each stream beyond its position. Raises StreamError with nothing taken in."""
+        before = dict(self.positions)
+        oldest = None if self.caught_up is None else self.caught_up - self._lateness
+        try:
+            found = {name: self._read(name, now, limit, oldest) for name in self.sources}
+        except StreamError:
+            self.positions = before
+            raise
+        drained = all(read.entries < limit for read in found.values())
+        if drained:
+            self.caught_up = now
+        return Batch(
+            entries=sum(read.entries for read in found.values()),
+            changes=self._changes({name: read.rows for name, read in found.items() if not read.rows.is_empty()}),
+            drained=drained,
+            first_id=min((read.first_id for read in found.values() if read.first_id), default=None, key=_milliseconds),
+        )
+
+    def forget(self) -> None:
+        """Drops rows of groups that are over."""
+        if self.caught_up is not None:
+            for family in self._families:
+                for rows in family.rows.values():
+                    rows.forget(self.caught_up - self._keep)
+
+    def refresh_references(self) -> None:
+        """Takes over newer versions of the tables that rows are judged by."""
+        for name, (version, _) in list(self._references.items()):
+            if self._lake.version(("validated", name)) != version:
+                self._references[name] = self._reference(name)
+
+    def missed_have_landed(self) -> bool:
+        """Whether the raw tables hold every entry that came too late for this worker."""
+        return all(self._landed_through(name) >= transaction_number(last) for name, last in self.missed.items())
+
+    def _landed_through(self, name: str) -> int:
+        return self._lake.transaction(("raw", name), f"stream:{self._reader(name).stream}")
+
+    def behind_s(self) -> float:
+        """Seconds between the newest entry of any stream and the last one read of it, by their ids."""
+        behind = [0.0]
+        for name, client in self._clients.items():
+            newest = client.last_id(self._reader(name).stream)
+            if newest is not None and stream_order(newest) > stream_order(self.positions[name]):
+                behind.append((_milliseconds(newest) - _milliseconds(self.positions[name])) / 1000)
+        return max(behind)
+
+    def _read(self, name: str, now: datetime, limit: int, oldest: datetime | None) -> _Read:
+        """Up to `limit` entries beyond the position, which moves on. Rows before `oldest` are left out and counted."""
+        entries = self._clients[name].read_after(self._reader(name).stream, self.positions[name], limit)
+        rows, malformed = self._raw_frame(name, entries, now)
+        if not entries:
+            return _Read(rows, 0)
+        counts, moment = self.counts[name], pl.col(cast(str, self.sources[name].time_column))
+        counts.read += len(entries)
+        counts.malformed += malformed
+        self.positions[name] = entries[-1][0]
+        in_time = rows if oldest is None else rows.filter(moment >= oldest)
+        if in_time.height < rows.height:
+            counts.too_late += rows.height - in_time.height
+            self.missed[name] = entries[-1][0]
+        return _Read(in_time, len(entries), entries[0][0])
+
+    def _raw_frame(self, name: str, entries: Sequence[tuple[str, Mapping[str, bytes]]], now: datetime) -> tuple[pl.DataFrame, int]:
+        """The entries as raw rows, and how many cannot be read."""
+        spec = self.sources[name]
+        batch = parse(entries, spec.contract, now)
+        rows = stamp(batch.rows, now, spec.time_column).with_columns(pl.lit(None, pl.String).alias("payload"))
+        return rows, batch.malformed.height
+
+    def _changes(self, fresh: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
+        changes: dict[str, pl.DataFrame] = {}
+        for family in self._families:
+            arrived = {name: rows for name, rows in fresh.items() if name in family.rows}
+            groups = pl.concat([rows[family.column] for rows in arrived.values()]).unique().to_list() if arrived else []
+            known = {name: held.of(groups) for name, held in family.rows.items()}
+            before = {name: self._judged(name, rows) for name, rows in known.items()}
+            after = {name: self._judged(name, _joined(known[name], arrived[name])) if name in arrived else before[name] for name in known}
+            for plans in _by_function(family.plans):
+                inputs = plans[0].recipe.inputs
+                if arrived.keys() & inputs.keys():
+                    changes |= changed_events(plans, {n: before[n].rows for n in inputs}, {n: after[n].rows for n in inputs})
+            for name, rows in arrived.items():
+                family.rows[name].add(rows)
+                self.counts[name].quarantined += after[name].quarantined - before[name].quarantined
+                self.counts[name].repeated += after[name].repeated - before[name].repeated
+        return changes
+
+    # --- judging ---
+
+    def _judged(self, name: str, rows: pl.DataFrame | None) -> _Judged:
+        if rows is None or rows.is_empty():
+            return self._empty[name]
+        result = split(rows, self.sources[name], self._reference_rows())
+        return _Judged(result.validated, result.summary.quarantined, result.summary.redelivered)
+
+    def _referred(self) -> set[str]:
+        return {reference.source for spec in self.sources.values() for reference in spec.contract.references}
+
+    def _reference(self, name: str) -> tuple[int, pl.DataFrame]:
+        key = ("validated", name)
+        if not self._lake.exists(key):
+            raise MissingTableError(f"rows are judged by the table validated/{name}, which does not exist yet: materialize it")
+        version = self._lake.version(key)
+        return version, self._lake.read(key, version=version)
+
+    def _reference_rows(self) -> dict[str, pl.DataFrame]:
+        return {name: rows for name, (_, rows) in self._references.items()}
+
+    def _reader(self, name: str) -> StreamReader:
+        reader = self.sources[name].reader
+        assert isinstance(reader, StreamReader)  # `stream_choice` sees to it
+        return reader
+
+
+def judging(spec: SourceSpec) -> SourceSpec:
+    """The source with what sets rows aside; what only warns moves no row."""
+    contract = spec.contract
+    kept = {
+        "references": tuple(r for r in contract.references if r.on_missing == "quarantine"),
+        "rules": tuple(r for r in contract.rules if r.on_broken == "quarantine"),
+    }
+    return spec.model_copy(update={"contract": contract.model_copy(update=kept)})
+
+
+def _by_function(plans: Sequence[ViewPlan]) -> list[list[ViewPlan]]:
+    """Views that share a recipe's events and inputs, so that these are computed once."""
+    found: dict[tuple[object, tuple[str, ...]], list[ViewPlan]] = {}
+    for plan in plans:
+        found.setdefault((plan.recipe.events, tuple(sorted(plan.recipe.inputs))), []).append(plan)
+    return list(found.values())
+
+
+def _joined(known: pl.DataFrame | None, arrived: pl.DataFrame) -> pl.DataFrame:
+    return arrived if known is None else pl.concat([known, arrived.select(known.columns)])
+
+
+def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
+    """By arrival, as validation orders versions; within it by stream, where files may have been merged in any order."""
+    parts = pl.col("stream_id").str.splitn("-", 2)
+    order = [parts.struct.field(f"field_{i}").cast(pl.UInt64, strict=False).fill_null(0) for i in (0, 1)]
+    return rows.sort("received_at", *order, maintain_order=True)
+
+
+def _milliseconds(entry_id: str) -> int:
+    return stream_order(entry_id)[0]

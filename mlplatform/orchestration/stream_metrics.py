@@ -1,0 +1,51 @@
+"""What the streaming worker tells Prometheus, on a loopback port.
+
+Belongs here: names, help texts, setting values. Does not belong here: deciding anything.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from mlplatform.orchestration.stream_inputs import Counts
+
+HOST = "127.0.0.1"
+# Seconds; the target is 2.
+_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, float("inf"))
+
+
+class StreamMetrics:
+    """One registry of its own: the worker may be started twice in one process, as tests do."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        name = "mlplatform_stream_"
+        self.entries = Counter(name + "entries", "Entries by what became of them", ["source", "outcome"], registry=registry)
+        self.rows = Counter(name + "rows", "Rows appended to the view's table", ["view"], registry=registry)
+        self.restated = Counter(name + "restated_rows", "Rows given again because their values changed", ["view"], registry=registry)
+        self.latency = Histogram(
+            name + "latency_seconds",
+            "From the oldest entry of a round (its id) to its rows readable online",
+            buckets=_BUCKETS,
+            registry=registry,
+        )
+        self.behind = Gauge(name + "lag_seconds", "Between the newest entry of a stream and the last one read", registry=registry)
+        self.freshness = Gauge(name + "freshness_seconds", "Platform clock minus the view's newest row", ["view"], registry=registry)
+        self.connected = Gauge(name + "connected", "1 while streams, tables and Redis answer", registry=registry)
+        self.starts = Counter(name + "starts", "How often the state was built from the tables", registry=registry)
+        self._told: dict[tuple[str, str], int] = {}
+
+    def serve(self, port: int) -> None:
+        start_http_server(port, addr=HOST, registry=self.registry)
+
+    def count(self, counts: Mapping[str, Counts]) -> None:
+        for source, of in counts.items():
+            for outcome, total in vars(of).items():
+                new = total - self._told.get((source, outcome), 0)
+                self._told[source, outcome] = total
+                self.entries.labels(source, outcome).inc(new)
+
+    def fresh(self, view: str, newest: datetime | None, now: datetime) -> None:
+        if newest is not None:
+            self.freshness.labels(view).set((now - newest).total_seconds())

@@ -1,0 +1,255 @@
+"""The streaming worker: reads event streams, keeps the windowed views' state, writes their rows as they become due.
+
+Belongs here: the order of a round, starting anew, waiting for what is away. Does not belong here: windows (room
+`features`), what is read and written (`stream_inputs`, `stream_outputs`), Dagster.
+
+Delta is the truth: a start builds the state from the raw tables and what the streams hold beyond them, computes the rows of
+the recent past and appends those that the tables lack. So the worker may be killed at any point.
+"""
+
+import json
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+from deltalake.exceptions import DeltaError
+from redis import Redis
+from redis.exceptions import RedisError
+
+from mlplatform.clients.lake import Lake, MissingTableError
+from mlplatform.clients.stream import StreamError
+from mlplatform.clock import Clock, clock_from
+from mlplatform.features.plan import ViewPlan, since_epoch
+from mlplatform.features.stream_choice import reason_against
+from mlplatform.features.stream_entity import StaleStateError
+from mlplatform.features.stream_view import ViewState
+from mlplatform.ingestion.arrival import stream_order
+from mlplatform.orchestration.feature_tables import STREAMED
+from mlplatform.orchestration.stream_inputs import Batch, StreamInputs
+from mlplatform.orchestration.stream_metrics import StreamMetrics
+from mlplatform.orchestration.stream_outputs import ViewOutput
+from mlplatform.settings import Settings
+from mlplatform.specs import SourceSpec
+
+log = structlog.get_logger(__name__)
+
+HOLD_S = 5.0  # how long ticks wait for the end of a stream that does not end
+CARE_EVERY_S = 60.0  # forgetting, references, what came too late
+RETRY_S = (0.5, 10.0)  # first and longest wait for what is away
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """`lateness`: how long after its time an event still restates rows. `keep`: how long rows wait for others of their group.
+
+    `interval_s`: seconds from one round to the next. `limit`: entries of a stream a round.
+    """
+
+    lateness: timedelta = timedelta(days=1)
+    keep: timedelta = timedelta(days=4)
+    interval_s: float = 0.25
+    limit: int = 20_000
+
+
+class NothingToStreamError(ValueError):
+    """No view can be streamed; names the reasons."""
+
+
+def choose(plans: Mapping[str, ViewPlan], sources: Mapping[str, SourceSpec]) -> tuple[list[ViewPlan], dict[str, str]]:
+    """The views the worker keeps, and for each other one the reason why not."""
+    against = {name: reason for name, plan in plans.items() if (reason := reason_against(plan, sources)) is not None}
+    return [plan for name, plan in plans.items() if name not in against], against
+
+
+class Worker:
+    """Keeps some views up to date. `step` is one round; `run` goes on until it is stopped."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        plans: Sequence[ViewPlan],
+        sources: Mapping[str, SourceSpec],
+        options: StreamOptions | None = None,
+        metrics: StreamMetrics | None = None,
+    ) -> None:
+        if not plans:
+            raise NothingToStreamError("no view can be streamed: `mlplatform stream --list` gives the reasons")
+        self.options = options or StreamOptions()
+        self.metrics = metrics or StreamMetrics()
+        self.clock = clock
+        self.lake = Lake(settings.lake_root, settings.storage_options())
+        self.redis = Redis.from_url(settings.redis_url.get_secret_value())
+        self.inputs = StreamInputs(settings, self.lake, sources, plans, self.options.lateness, self.options.keep)
+        self.outputs = {plan.name: ViewOutput(self.lake, self.redis, plan) for plan in plans}
+        self.states: dict[str, ViewState] = {}
+        self._waiting_since: float | None = None
+        self._cared = 0.0
+
+    def close(self) -> None:
+        self.inputs.close()
+        self.redis.close()
+
+    # --- starting ---
+
+    def start(self) -> None:
+        """Builds the state and writes what is missing in the tables. Raises StreamError, RedisError, MissingTableError."""
+        began, now = time.monotonic(), self.clock.now()
+        self.states = {}
+        since = {name: min(output.open(now) or now, now) - self.options.lateness for name, output in self.outputs.items()}
+        changes = self.inputs.restore(min(since.values()), now, self.options.limit)
+        states, appended = {}, 0
+        for name, output in self.outputs.items():
+            states[name] = ViewState(output.plan, since_epoch(since[name]))
+            rows = states[name].advance(changes.pop(name, None), since_epoch(now)).rows
+            appended += output.settle(rows, since[name], now, self._metadata(now))
+            output.publish(now)
+        self.states = states
+        self.metrics.starts.inc()
+        self.metrics.connected.set(1)
+        seconds = round(time.monotonic() - began, 2)
+        log.info("started", views=list(self.outputs), positions=self.inputs.positions, appended=appended, seconds=seconds, **_used())
+
+    # --- one round ---
+
+    def step(self) -> Batch:
+        """Reads what has come and writes the rows that are due. Raises StreamError with nothing taken in."""
+        if not self.states:
+            self.start()
+        now = self.clock.now()  # before reading: what happened by then and was published is read below
+        horizon = since_epoch(self._horizon(now))
+        batch = self.inputs.read(now, self.options.limit)
+        try:
+            self._emit(batch, now, horizon)
+        except BaseException:
+            # The state is ahead of the tables: only a new start knows what is missing.
+            self.states = {}
+            raise
+        for output in self.outputs.values():
+            output.publish(now)
+        self._tell(batch, now)
+        self._care()
+        return batch
+
+    def _emit(self, batch: Batch, now: datetime, horizon: int) -> None:
+        hold = self._hold(batch)
+        for name, output in self.outputs.items():
+            state = self.states[name]
+            until = state.given if hold and not output.plan.event_triggered else since_epoch(now)
+            emission = state.advance(batch.changes.get(name), until, horizon)
+            if not emission.rows.is_empty():
+                self.metrics.rows.labels(name).inc(output.write(emission.rows, now, self._metadata(now)))
+                self.metrics.restated.labels(name).inc(emission.restated)
+
+    def _hold(self, batch: Batch) -> bool:
+        """Whether ticks wait: entries of the time before them are still unread."""
+        if batch.drained:
+            self._waiting_since = None
+            return False
+        self._waiting_since = self._waiting_since or time.monotonic()
+        return time.monotonic() - self._waiting_since < HOLD_S
+
+    def _horizon(self, now: datetime) -> datetime:
+        """Rows before it are not restated any more: what was read to its end then cannot have been late by more."""
+        return (self.inputs.caught_up or now) - self.options.lateness
+
+    def _metadata(self, now: datetime) -> dict[str, str]:
+        told = {"at": now.isoformat(), "from": self._horizon(now).isoformat(), "positions": self.inputs.positions}
+        return {STREAMED: json.dumps(told), "writer": "mlplatform stream"}
+
+    def _tell(self, batch: Batch, now: datetime) -> None:
+        self.metrics.count(self.inputs.counts)
+        self.metrics.behind.set(0.0 if batch.drained else self.inputs.behind_s())
+        for name, output in self.outputs.items():
+            self.metrics.fresh(name, output.newest, now)
+        if batch.first_id is not None:
+            self.metrics.latency.observe(time.time() - stream_order(batch.first_id)[0] / 1000)
+
+    def _care(self) -> None:
+        """Now and then: what is over is forgotten, and what came too late is counted once it has landed."""
+        if time.monotonic() - self._cared < CARE_EVERY_S:
+            return
+        self._cared = time.monotonic()
+        self.inputs.forget()
+        self.inputs.refresh_references()
+        if self.inputs.missed and self.inputs.missed_have_landed():
+            log.info("what came too late has landed: starting anew", positions=self.inputs.missed)
+            self.states = {}
+
+    # --- going on ---
+
+    def run(self, stop: threading.Event) -> None:
+        """Rounds until `stop` is set; the round under way is finished. What does not answer is waited for and told."""
+        patience = RETRY_S[0]
+        while not stop.is_set():
+            began = time.monotonic()
+            try:
+                batch = self.step()
+            except StaleStateError as stale:
+                log.warning("starting anew", reason=str(stale))
+                continue
+            except (StreamError, RedisError, MissingTableError, DeltaError, OSError) as away:
+                self.metrics.connected.set(0)
+                log.warning("waiting", reason=str(away), seconds=patience)
+                stop.wait(patience)
+                patience = min(2 * patience, RETRY_S[1])
+                continue
+            self.metrics.connected.set(1)
+            patience = RETRY_S[0]
+            if batch.entries:
+                log.debug("round", entries=batch.entries, drained=batch.drained, seconds=round(time.monotonic() - began, 3))
+            if batch.drained:
+                stop.wait(max(0.0, self.options.interval_s - (time.monotonic() - began)))
+        log.info("stopped", positions=self.inputs.positions, **_used())
+
+
+def _used() -> dict[str, float]:
+    """Processor time and memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"cpu_s": round(time.process_time(), 2), "max_rss_mb": round(peak / (1_048_576 if sys.platform == "darwin" else 1024), 1)}
+
+
+def declared() -> tuple[dict[str, ViewPlan], dict[str, SourceSpec]]:
+    """The views and sources of every catalog of the installation. Imports Feast, which takes seconds."""
+    from mlplatform.catalog.discover import catalogs
+    from mlplatform.features.declared import plans
+
+    found = catalogs()
+    views = {name: plan for catalog in found for name, plan in plans(catalog.feature_package).items()}
+    return views, {spec.name: spec for catalog in found for spec in catalog.sources}
+
+
+def worker(settings: Settings, chosen: Sequence[ViewPlan], sources: Mapping[str, SourceSpec]) -> Worker:
+    """A worker with the options of the settings."""
+    options = StreamOptions(
+        lateness=timedelta(seconds=settings.stream_lateness_s),
+        keep=timedelta(seconds=settings.stream_keep_s),
+        interval_s=settings.stream_interval_s,
+    )
+    return Worker(settings, clock_from(settings.clock), chosen, sources, options)
+
+
+def serve(worker: Worker, metrics_port: int | None) -> None:
+    """Runs the worker in this process until SIGTERM or SIGINT; then it ends its round and returns. Logs are JSON lines."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ]
+    )
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if metrics_port is not None:
+        worker.metrics.serve(metrics_port)
+    try:
+        worker.run(stop)
+    finally:
+        worker.close()
