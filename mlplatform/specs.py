@@ -4,7 +4,7 @@ Belongs here: frozen, validated declarations. Does not belong here: anything tha
 """
 
 from collections.abc import Callable, Mapping
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Annotated, Literal
 
 import polars as pl  # at run time too: pydantic resolves the annotations below
@@ -194,6 +194,8 @@ class FeatureRecipe(Spec):
     # Served in place of a missing value, and recorded in the model version. NaN where the model handles missing itself.
     defaults: Mapping[str, float] = Field(default_factory=dict)
     on_stale: Literal["serve", "impute", "refuse"] = "impute"
+    # How long after `created` a value may take until it is readable online; None: the view's cadence.
+    propagation: timedelta | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> "FeatureRecipe":
@@ -301,6 +303,20 @@ class RetrainPolicy(Spec):
     cooldown: timedelta = timedelta(days=7)
 
 
+class SkewPolicy(Spec):
+    """How the proof of "served = trained" is made: which logged predictions are rebuilt, and how many may differ.
+
+    `ignore_before`: predictions asked before it are not judged. Set it, in review, once a fault is found and mended: until
+    the faulty ones have left the window they stop every promotion.
+    """
+
+    max_mismatch_rate: Share = 0.0
+    window_days: int = Field(default=7, ge=1)
+    sample_rows: int = Field(default=100_000, ge=1)  # above this, a sample drawn with `seed`
+    seed: int = 20130901
+    ignore_before: datetime | None = None
+
+
 class ModelSpec(Spec):
     """One model: the question, the rows it is asked for, its features, how it is trained, and what it must reach.
 
@@ -328,6 +344,7 @@ class ModelSpec(Spec):
     champion_gate: ChampionGate = ChampionGate()
     cost: CostMatrix | None = None
     retrain: RetrainPolicy = RetrainPolicy()
+    skew: SkewPolicy = SkewPolicy()
     # How long after T an outcome may still arrive; monitoring waits for it before it calls a label missing.
     max_label_delay: timedelta = timedelta(hours=36)
     seed: int = 20130901
