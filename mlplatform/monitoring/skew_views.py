@@ -86,6 +86,8 @@ class _Comparison:
         # Where the row of the served time is there with other values, it is the one to hold against them.
         target = np.where(np.isin(fault, ("value_differs", "default_filled_silently")) & (self.same_event >= 0), self.same_event, target)
         target = np.where(fault == OK, self.matched, target)
+        # What a function was given is what was served, right or wrong, so that one fault is not told as two.
+        read = np.where(~self.imputed & (self.matched >= 0), self.matched, target)
         return Judged(
             self.view.name,
             self.features,
@@ -99,7 +101,7 @@ class _Comparison:
                 "expected_event": self._take(self.event, target, NEVER),
                 "expected_created": self._take(self.created, target, NEVER),
             },
-            dict(zip(also, self._at(target, self._stored(also), self._defaults(also)).T, strict=True)),
+            dict(zip(also, self._at(read, self._stored(also), self._defaults(also)).T, strict=True)),
         )
 
     # --- the three ways a view can have been served ---

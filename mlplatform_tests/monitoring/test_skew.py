@@ -83,9 +83,17 @@ class Day:
         self.propagation = 30 * MINUTE
         self.functions: dict[str, Any] = {"f:part_of_day": part_of_day}
 
-    def row(self, event: datetime, orders: float | None, returns: float | None, created: datetime | None = None, load: float = 1.0, shop: str = "a") -> None:
+    def row(
+        self,
+        event: datetime,
+        orders: float | None,
+        returns: float | None,
+        created: datetime | None = None,
+        load: float = 1.0,
+        shop: str = "a",
+    ) -> None:
         self.rows.append(
-            {"shop": shop, "event_timestamp": event, "created": created or event, "orders": orders, "returns": returns, "load": load}
+            {"shop": shop, "event_timestamp": event, "created": created or event, "orders": orders, "returns": returns, "load": 1.0}
         )
 
     def ask(
@@ -170,9 +178,8 @@ def test_a_clean_day_has_no_fault(day):
         "request fields": 0,
         "categories": 0,
     }
-    assert {f["feature"]: (f["compared"], f["mismatches"]) for f in found.by_feature} == {
-        name: (86, 0) for name in ("returns", "orders", "minute", "twice", "price", "channel")
-    }
+    names = ("returns", "orders", "minute", "twice", "price", "channel")
+    assert {f["feature"]: (f["compared"], f["mismatches"]) for f in found.by_feature} == dict.fromkeys(names, (86, 0))
 
 
 def test_a_value_on_its_way_is_no_fault_and_its_lag_is_told(day):
