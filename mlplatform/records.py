@@ -215,6 +215,12 @@ class SkewSummary:
         return self.mismatched / self.compared if self.compared else 0.0
 
     @property
+    def told(self) -> str:
+        """In one line: how many differ, and by which faults."""
+        kinds = ", ".join(f"{name} {count}" for name, count in self.kinds.items())
+        return f"{self.mismatched:,} of {self.compared:,} predictions differ" + (f" ({kinds})" if kinds else "")
+
+    @property
     def passed(self) -> bool:
         """Nothing to compare passes; what cannot be rebuilt does not."""
         return self.rate <= self.max_rate and not self.unresolved

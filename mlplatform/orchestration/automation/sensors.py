@@ -12,11 +12,11 @@ import dagster as dg
 
 from mlplatform.contracts import EVALUATION_TAG, PRODUCTION, prediction_stream
 from mlplatform.monitoring.retrain import decide_retrain
-from mlplatform.orchestration.assets.monitoring import SUMMARY
-from mlplatform.orchestration.automation.decisions import new_entries, new_outcomes, summary_of
+from mlplatform.orchestration.automation.decisions import new_entries, new_outcomes
 from mlplatform.orchestration.automation.jobs import monitoring_job, stream_job, training_job, training_run_config
 from mlplatform.orchestration.automation.schedules import request_for_day
 from mlplatform.orchestration.resources import Clients, PlatformResource
+from mlplatform.orchestration.summaries import newest_summary
 from mlplatform.records import DriftSummary, PerformanceSummary
 from mlplatform.specs import Catalog, ModelSpec, StreamReader
 
@@ -114,9 +114,9 @@ def _retrain(spec: ModelSpec) -> dg.SensorDefinition:
         decision = decide_retrain(
             spec.name,
             spec.retrain,
-            summary_of(PerformanceSummary, _summary(clients, "performance", spec)),
+            newest_summary(clients, "performance", spec.name, PerformanceSummary),
             _evaluated(clients, spec),
-            [d for kind in ("data_drift", "prediction_drift") if (d := summary_of(DriftSummary, _summary(clients, kind, spec)))],
+            [d for kind in ("data_drift", "prediction_drift") if (d := newest_summary(clients, kind, spec.name, DriftSummary))],
             context.cursor,
             now,
         )
@@ -133,10 +133,6 @@ def _retrain(spec: ModelSpec) -> dg.SensorDefinition:
 def _unfinished(context: dg.SensorEvaluationContext, job: str) -> bool:
     """Whether a run of the job is queued, starting or at work."""
     return bool(context.instance.get_run_ids(dg.RunsFilter(job_name=job, statuses=UNFINISHED), limit=1))
-
-
-def _summary(clients: Clients, stage: str, spec: ModelSpec) -> str | None:
-    return clients.lake.last_metadata((stage, spec.name), SUMMARY)
 
 
 def _evaluated(clients: Clients, spec: ModelSpec) -> dict[str, Any] | None:
