@@ -191,7 +191,8 @@ class FeatureRecipe(Spec):
     events: Callable[[Tables], "pl.DataFrame"] | None = None
     compute: Callable[[Tables, "pl.Series"], "pl.DataFrame"] | None = None
     finish: Callable[["pl.DataFrame"], "pl.DataFrame"] | None = None
-    # Served in place of a missing value, and recorded in the model version. NaN where the model handles missing itself.
+    # Stands in place of a missing value, in the training set and in what is served, and is recorded in the model version. NaN
+    # (or none) where the model handles missing values itself.
     defaults: Mapping[str, float] = Field(default_factory=dict)
     on_stale: Literal["serve", "impute", "refuse"] = "impute"
     # How long after `created` a value may take until it is readable online; None: the view's cadence.

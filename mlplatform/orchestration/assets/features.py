@@ -25,6 +25,7 @@ from mlplatform.orchestration.resources import Clients, PlatformResource
 from mlplatform.records import DayRange
 from mlplatform.specs import Catalog
 
+SHORTEST_WINDOW = timedelta(minutes=1)  # Dagster takes no shorter freshness window
 LIVE_SINCE = "mlplatform.live_since"  # commit metadata: the first tick computed on its own day
 
 
@@ -65,6 +66,12 @@ def _registry(catalog: Catalog, plans: Mapping[str, ViewPlan]) -> dg.AssetsDefin
     return registry
 
 
+def freshness(plan: ViewPlan) -> dg.FreshnessPolicy:
+    """Of both of a view's assets: late when a tick and its way online are overdue, failed when values reach their ttl."""
+    late, failed = plan.cadence + plan.propagation, max(plan.ttl, SHORTEST_WINDOW)
+    return dg.FreshnessPolicy.time_window(fail_window=failed, warn_window=late if SHORTEST_WINDOW <= late < failed else None)
+
+
 def _offline(catalog: Catalog, plan: ViewPlan) -> dg.AssetsDefinition:
     deps = [
         dg.AssetDep(policy.key("validated", source), partition_mapping=partitions.lookback(lookback))
@@ -82,7 +89,7 @@ def _offline(catalog: Catalog, plan: ViewPlan) -> dg.AssetsDefinition:
                 partitions=partitions.daily(catalog),
                 condition=conditions.after_gates_any_day(),
                 code_version=plan.fingerprint[:12],
-                freshness=dg.FreshnessPolicy.time_window(fail_window=max(plan.ttl, timedelta(hours=1))),
+                freshness=freshness(plan),
                 metadata={"cadence": str(plan.cadence), "ttl": str(plan.ttl), "entity": ", ".join(plan.join_keys), **table_schema(plan)},
             )
         ],
@@ -152,6 +159,7 @@ def _online(plan: ViewPlan) -> dg.AssetsDefinition:
                 owner=plan.owner,
                 deps=[dg.AssetDep(policy.key("offline", plan.name), partition_mapping=dg.AllPartitionMapping())],
                 condition=conditions.newest_values(),
+                freshness=freshness(plan),
                 metadata={"ttl": str(plan.ttl), "entity": ", ".join(plan.join_keys), "on_stale": plan.recipe.on_stale},
             )
         ],
