@@ -183,6 +183,7 @@ class FeatureRecipe(Spec):
     - `compute(tables, ticks)` → frame with join keys, `event_timestamp` (one of the ticks) and the features.
     - `finish(frame)` → the features derived from the aggregates of a windowed view; `event_timestamp` is the tick.
     - `inputs` maps each validated source to the lookback its rows are needed for, beyond the ticks' range.
+    - `propagation` is how long after `created` a value may take until it is readable online; None: one cadence.
     """
 
     view: Name
@@ -195,14 +196,18 @@ class FeatureRecipe(Spec):
     # (or none) where the model handles missing values itself.
     defaults: Mapping[str, float] = Field(default_factory=dict)
     on_stale: Literal["serve", "impute", "refuse"] = "impute"
-    # How long after `created` a value may take until it is readable online; None: the view's cadence.
-    propagation: timedelta | None = None
+    propagation: Annotated[timedelta, Field(gt=timedelta(0))] | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> "FeatureRecipe":
         if (self.events is None) == (self.compute is None):
             raise ValueError(f"view {self.view}: set exactly one of events and compute")
         return self
+
+    @property
+    def propagation_budget(self) -> timedelta:
+        """How long after `created` a value may take until it is readable online."""
+        return self.cadence if self.propagation is None else self.propagation
 
 
 class RequestFunction(Spec):

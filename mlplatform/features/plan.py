@@ -61,12 +61,6 @@ class ViewPlan:
         return self.recipe.cadence
 
     @property
-    def propagation(self) -> timedelta:
-        """How long after `created` a value may take until it is readable online."""
-        declared = self.recipe.propagation
-        return self.cadence if declared is None else declared
-
-    @property
     def windowed(self) -> bool:
         return bool(self.aggregations)
 

@@ -26,6 +26,7 @@ EVENT, CREATED = "event_timestamp", "created"
 Positions = npt.NDArray[np.int64]
 
 _MICROSECOND = timedelta(microseconds=1)
+_PART = 5_000
 _QUARTER_US = timedelta(minutes=15) // _MICROSECOND
 # Zones lie between UTC-12 and UTC+14, in quarters of an hour.
 LARGEST_SHIFT = timedelta(hours=14)
@@ -142,7 +143,11 @@ class _Comparison:
         expected = self._take(self.values, beside, np.nan)
         filled = (beside >= 0) & (~differs(self.served[rows], expected) | ~differs(self.served[rows], self.default[None, :])).all(axis=1)
         shifted = np.zeros(len(rows), dtype=np.bool_)
-        shifted[which] = self._shifted(rows[which])
+        candidates = np.flatnonzero(which)
+        # In parts: values that seldom change pair with every row of their entity.
+        for start in range(0, len(candidates), _PART):
+            part = candidates[start : start + _PART]
+            shifted[part] = self._shifted(rows[part])
         future = self.unborn[rows] | (self.age[rows] < 0)
         names[:] = np.select(
             [filled, shifted, future, beside >= 0],

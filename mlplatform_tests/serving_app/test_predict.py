@@ -106,7 +106,7 @@ def test_a_view_packed_for_other_features_is_imputed_alone(make_model, open_serv
 
 
 @pytest.mark.usefixtures("stored")
-def test_a_stored_null_is_the_declared_default_or_stays_missing_and_is_no_imputation(make_model, open_service, tmp_path, put_values) -> None:
+def test_a_stored_null_is_the_default_or_stays_missing_and_is_no_imputation(make_model, open_service, tmp_path, put_values) -> None:
     model = make_model()
     model.into_cache(tmp_path)
     put_values("shop_stats", ["s1"], [float("nan"), float("nan")])

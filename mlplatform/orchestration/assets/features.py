@@ -68,7 +68,7 @@ def _registry(catalog: Catalog, plans: Mapping[str, ViewPlan]) -> dg.AssetsDefin
 
 def freshness(plan: ViewPlan) -> dg.FreshnessPolicy:
     """Of both of a view's assets: late when a tick and its way online are overdue, failed when values reach their ttl."""
-    late, failed = plan.cadence + plan.propagation, max(plan.ttl, SHORTEST_WINDOW)
+    late, failed = plan.cadence + plan.recipe.propagation_budget, max(plan.ttl, SHORTEST_WINDOW)
     return dg.FreshnessPolicy.time_window(fail_window=failed, warn_window=late if SHORTEST_WINDOW <= late < failed else None)
 
 

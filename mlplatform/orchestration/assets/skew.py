@@ -81,7 +81,7 @@ def measure(clients: Clients, catalog: Catalog, spec: ModelSpec, plans: Mapping[
         truth, missing = _truth(clients, catalog, plans, logged, version)
         unresolved += [f"version {number}: {reason}" for reason in missing]
         parts.append((logged, skew.compare(logged, truth)))
-    budgets = {name: plan.propagation for name, plan in plans.items()}
+    budgets = {name: plan.recipe.propagation_budget for name, plan in plans.items()}
     return skew.summarise(spec.name, spec.skew, window, asked.height, parts, budgets, unresolved)
 
 
@@ -125,7 +125,7 @@ def _truth(
     functions, changed = _functions(catalog, logged.contract)
     with tempfile.TemporaryDirectory() as folder:
         scorer = load(clients.registry.download(version, Path(folder)), logged.contract)
-    propagation = {name: plans[name].propagation for name in rows}
+    propagation = {name: plans[name].recipe.propagation_budget for name in rows}
     return skew.Truth(rows, propagation, functions, scorer.predict_matrix), unresolved + changed
 
 

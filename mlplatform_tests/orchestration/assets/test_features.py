@@ -1,6 +1,7 @@
 """Feature assets of a small view: what is appended when, with which `created`, and what reaches the online store."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 
 import dagster as dg
@@ -12,7 +13,7 @@ from redis import Redis
 from mlplatform.contracts import ONLINE_PROJECT
 from mlplatform.feature_store import codec
 from mlplatform.features.plan import ViewPlan
-from mlplatform.orchestration.assets.features import feature_assets, write_offline, write_online
+from mlplatform.orchestration.assets.features import feature_assets, freshness, write_offline, write_online
 from mlplatform.orchestration.resources import Clients
 from mlplatform.records import DayRange
 from mlplatform.specs import FeatureRecipe
@@ -225,3 +226,16 @@ def test_the_offline_asset_counts_its_table_even_when_a_replay_writes_nothing(sh
         metadata = result.asset_materializations_for_node("offline_shop_totals")[0].metadata
         assert metadata["rows_written"].value == written
         assert metadata["dagster/row_count"].value == 2
+
+
+def test_both_assets_of_a_view_are_late_and_failed_by_its_declaration(shop):
+    found = [spec.freshness_policy for asset in feature_assets(shop, {"shop_totals": PLAN}) for spec in asset.specs]
+    assert found[1:] == [dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=6), warn_window=timedelta(hours=2))] * 2
+
+
+def test_a_view_that_expires_as_soon_as_it_is_due_has_no_time_to_be_late():
+    changed = replace(PLAN, ttl=timedelta(hours=1))
+    assert freshness(changed) == dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=1))
+    quick = PLAN.recipe.model_copy(update={"cadence": timedelta(seconds=1), "propagation": timedelta(seconds=2)})
+    view = replace(PLAN, ttl=timedelta(seconds=10), recipe=quick)
+    assert freshness(view) == dg.FreshnessPolicy.time_window(fail_window=timedelta(minutes=1))
