@@ -4,11 +4,11 @@ Belongs here: frozen, validated declarations. Does not belong here: anything tha
 """
 
 from collections.abc import Callable, Mapping
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Annotated, Literal
 
 import polars as pl  # at run time too: pydantic resolves the annotations below
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -320,7 +320,7 @@ class SkewPolicy(Spec):
     window_days: int = Field(default=7, ge=1)
     sample_rows: int = Field(default=100_000, ge=1)  # above this, a sample drawn with `seed`
     seed: int = 20130901
-    ignore_before: datetime | None = None
+    ignore_before: AwareDatetime | None = None
 
 
 class ModelSpec(Spec):
