@@ -152,4 +152,4 @@ def _typed(field: ContractField, value: Any) -> Any:
 def _constant(field: ContractField) -> Any:
     """A constant is declared as text whatever its type."""
     text = str(field.constant)
-    return {"int": int, "float": float, "bool": lambda t: t.lower() == "true"}.get(field.dtype, str)(text)  # type: ignore[no-any-return,operator]
+    return {"int": lambda t: int(float(t)), "float": float, "bool": lambda t: t.lower() == "true"}.get(field.dtype, str)(text)  # type: ignore[no-any-return,operator]

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlplatform.contracts import ContractFeature, ContractField, ContractFunction, ContractView, ServingContract
 from mlplatform.monitoring import skew
@@ -379,6 +381,40 @@ def test_an_answer_the_model_does_not_give_is_found(day):
     assert day.judged(lambda m: np.full(len(m), 0.5 + 1e-7)).kinds == {}
     assert day.judged(lambda m: np.full(len(m), 0.51)).kinds == {"prediction_differs": 1}
     assert day.judged(lambda m: np.full(len(m), NAN)).kinds == {"prediction_differs": 1}
+
+
+# --- any store, honest or not -------------------------------------------------------------------------------------------
+
+MINUTES = st.integers(0, 120)
+# (event, available after, on its way online for, value): the last is what tells rows apart.
+ROWS = st.lists(st.tuples(MINUTES, st.integers(0, 60), st.integers(0, 60), st.integers(0, 3)), max_size=12)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ROWS, st.integers(0, 240), st.integers(1, 60))
+def test_a_store_that_keeps_the_budget_is_never_accused_and_one_that_does_not_always_is(rows, asked, budget_min):
+    """Rows reach a store that keeps the newest by (event, created), each in its own time; a request reads what is there.
+
+    The oracle goes through the rows one by one: a served row must have been available, and nothing newer within the ttl
+    (three hours) may have been available for longer than the budget.
+    """
+    day = Day()
+    day.propagation = budget_min * MINUTE
+    table = {(e, e + c): (v, e + c + way) for e, c, way, v in rows}  # (event, created) is the key of a row
+    for (event, created), (value, _) in table.items():
+        day.row(NOON + event * MINUTE, float(value), float(event), NOON + created * MINUTE)
+    there = max((key for key, (_, readable) in table.items() if readable <= asked), default=None)
+    overdue = [key for key in table if key[1] < asked - budget_min and asked - key[0] <= 180]
+    if there is None or asked - there[0] > 180:
+        event = None if there is None else NOON + there[0] * MINUTE
+        day.ask(NOON + asked * MINUTE, event, None, None, imputed=True, load=NAN)
+        accused = bool(overdue) if there is None else any(key > there for key in overdue)
+    else:
+        day.ask(NOON + asked * MINUTE, NOON + there[0] * MINUTE, float(table[there][0]), float(there[0]))
+        # A correction that brought the same values back changed nothing that was served.
+        same = max(key for key in table if key[0] == there[0] and table[key][0] == table[there][0] and key[1] <= asked)
+        accused = any(key > same for key in overdue)
+    assert bool(day.judged().mismatched) == accused
 
 
 # --- the summary ----------------------------------------------------------------------------------------------------
