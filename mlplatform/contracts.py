@@ -123,13 +123,14 @@ class PredictionRecord(_Frozen):
 
     request_id: str
     input_index: int
-    requested_at: str  # ISO 8601 UTC, microseconds: the service's clock
+    requested_at: str  # ISO 8601 UTC, microseconds: the service's clock once the features were read
     model: str
     version: int
     variant: str
     inputs: dict[str, Any]  # request fields as received
     features: tuple[float | None, ...]  # in the contract's feature order; None is NaN
-    feature_ages_s: dict[str, float | None]  # per view; None: no value found
+    # Per view: requested_at - event time, microseconds / 1e6 (so exact for 71 years); None: no value found.
+    feature_ages_s: dict[str, float | None]
     imputed: tuple[str, ...]  # views whose values were replaced by defaults
     prediction: float
     latency_ms: float

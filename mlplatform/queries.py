@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 STAGES = (
     *("raw", "validated", "quarantine", "offline", "training_set", "evaluation", "deployment"),
-    *("predictions", "outcomes", "performance", "data_drift", "prediction_drift"),
+    *("predictions", "outcomes", "performance", "data_drift", "prediction_drift", "skew"),
 )
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _TIMEOUT_S = 2.0

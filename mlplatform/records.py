@@ -194,6 +194,43 @@ class DriftSummary:
 
 
 @dataclass(frozen=True)
+class SkewSummary:
+    """Logged predictions of a window, rebuilt from the tables and compared bit by bit.
+
+    `predictions` fall into the window, `compared` of them were rebuilt, `mismatched` have a fault. `kinds` counts predictions
+    per named fault (one may have several). `by_source` has a mapping per view and function (with its lag), `by_feature` one
+    per model input. `unresolved` says what could not be rebuilt at all, and why.
+    """
+
+    model: str
+    window: tuple[str, str]
+    predictions: int
+    compared: int
+    mismatched: int
+    max_rate: float  # as declared when it was measured
+    kinds: Mapping[str, int]
+    by_source: tuple[Mapping[str, Any], ...] = ()
+    by_feature: tuple[Mapping[str, Any], ...] = ()
+    examples: tuple[Mapping[str, Any], ...] = ()
+    unresolved: tuple[str, ...] = ()
+
+    @property
+    def rate(self) -> float:
+        return self.mismatched / self.compared if self.compared else 0.0
+
+    @property
+    def told(self) -> str:
+        """In one line: how many differ, and by which faults."""
+        kinds = ", ".join(f"{name} {count}" for name, count in self.kinds.items())
+        return f"{self.mismatched:,} of {self.compared:,} predictions differ" + (f" ({kinds})" if kinds else "")
+
+    @property
+    def passed(self) -> bool:
+        """Nothing to compare passes; what cannot be rebuilt does not."""
+        return self.rate <= self.max_rate and not self.unresolved
+
+
+@dataclass(frozen=True)
 class RetrainDecision:
     """Whether monitoring asks for a retrain, and why (or why not)."""
 

@@ -8,7 +8,7 @@ from datetime import date, timedelta
 from typing import Annotated, Literal
 
 import polars as pl  # at run time too: pydantic resolves the annotations below
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -197,7 +197,8 @@ class FeatureRecipe(Spec):
     events: Callable[[Tables], "pl.DataFrame"] | None = None
     compute: Callable[[Tables, "pl.Series"], "pl.DataFrame"] | None = None
     finish: Callable[["pl.DataFrame"], "pl.DataFrame"] | None = None
-    # Served in place of a missing value, and recorded in the model version. NaN where the model handles missing itself.
+    # Stands in place of a missing value, in the training set and in what is served, and is recorded in the model version. NaN
+    # (or none) where the model handles missing values itself.
     defaults: Mapping[str, float] = Field(default_factory=dict)
     on_stale: Literal["serve", "impute", "refuse"] = "impute"
     independent_by: str | None = None
@@ -317,6 +318,20 @@ class RetrainPolicy(Spec):
     cooldown: timedelta = timedelta(days=7)
 
 
+class SkewPolicy(Spec):
+    """How the proof of "served = trained" is made: which logged predictions are rebuilt, and how many may differ.
+
+    `ignore_before`: predictions asked before it are not judged. Set it, in review, once a fault is found and mended: until
+    the faulty ones have left the window they stop every promotion.
+    """
+
+    max_mismatch_rate: Share = 0.0
+    window_days: int = Field(default=7, ge=1)
+    sample_rows: int = Field(default=100_000, ge=1)  # above this, a sample drawn with `seed`
+    seed: int = 20130901
+    ignore_before: AwareDatetime | None = None
+
+
 class ModelSpec(Spec):
     """One model: the question, the rows it is asked for, its features, how it is trained, and what it must reach.
 
@@ -344,6 +359,7 @@ class ModelSpec(Spec):
     champion_gate: ChampionGate = ChampionGate()
     cost: CostMatrix | None = None
     retrain: RetrainPolicy = RetrainPolicy()
+    skew: SkewPolicy = SkewPolicy()
     # How long after T an outcome may still arrive; monitoring waits for it before it calls a label missing.
     max_label_delay: timedelta = timedelta(hours=36)
     seed: int = 20130901

@@ -72,9 +72,10 @@ class Batcher:
 
     async def _run(self, handle: ModelHandle, jobs: list[_Job]) -> None:
         try:
-            now = self._clock.now()
             plan = handle.plan.keys([j.parsed for j in jobs])
             found = await self._online.read(handle.plan.project, plan.reads)
+            # After the read: what was stored by then had been made available, so no value is newer than its request.
+            now = self._clock.now()
             scored = await self._compute(handle, jobs, plan, found, now)
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the requests that wait, not to the event loop
             if len(jobs) == 1:

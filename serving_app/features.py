@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,15 @@ class _ViewPlan:
     # Columns of the view that the model takes, and where they go.
     source: npt.NDArray[np.intp]
     target: npt.NDArray[np.intp]
+
+    def filled(self, values: Floats) -> Floats:
+        """A stored null is the declared default, as in the training set."""
+        return values if self.bare else np.where(np.isnan(values), self.defaults, values)
+
+    @cached_property
+    def bare(self) -> bool:
+        """No feature has a default."""
+        return bool(np.isnan(self.defaults).all())
 
 
 @dataclass
@@ -232,7 +242,7 @@ def _look_up(plan: _ViewPlan, positions: npt.NDArray[np.intp], found: Sequence[F
         expired = plan.layout.state(value, now_us) == "expired"
         looked.ages[slot] = plan.layout.age_us(value, now_us) / 1e6
         looked.why[slot] = "expired" if expired else None
-        looked.values[slot] = plan.defaults if expired and plan.view.on_stale == "impute" else value.values
+        looked.values[slot] = plan.defaults if expired and plan.view.on_stale == "impute" else plan.filled(value.values)
     return looked
 
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from mlplatform.contracts import PREVIOUS, PRODUCTION
-from mlplatform.records import Evaluation, LedgerEntry
+from mlplatform.records import Evaluation, LedgerEntry, SkewSummary
 
 
 class NothingToRollBackToError(LookupError):
@@ -123,6 +123,17 @@ def decide_promotion(version: int, failed: Sequence[str], serving: Serving, by_h
         return Decision(model, "refuse", version, now, reasons, late=late)
     reason = "every blocking gate passed" if now is not None else "every blocking gate passed; nothing served before"
     return Decision(model, "promote", version, now, (reason,), _write(now, version), late)
+
+
+def skew_reasons(newest: SkewSummary | None) -> tuple[str, ...]:
+    """Why skew stops a promotion: measured, and above the declared rate. Not where it was never measured (nothing served yet).
+
+    What could not be rebuilt at all fails the check on its own, but stops nothing here: when the code of a request-time
+    function changed on purpose, the new version is the way out.
+    """
+    if newest is None or newest.rate <= newest.max_rate:
+        return ()
+    return (f"skew: {newest.told} from what the tables say, {newest.max_rate:.2%} may",)
 
 
 def decide_rollback(serving: Serving, reason: str) -> Decision:

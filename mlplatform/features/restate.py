@@ -5,7 +5,8 @@ Belongs here: comparing computed rows with the ones a table holds. Does not belo
 `created` says when the platform made a value available (DESIGN, Time):
 - a row of the live time (`live_since` on) becomes available when it is computed: `now`;
 - a row of the time before is history, written as it would have been had the feature existed: its own time;
-- a value that differs from what the table says is a correction, whenever its row's time was: `now`.
+- a value that differs from what the table says is a correction, whenever its row's time was: `now`. So is a row that is new
+  on a day the table has rows of: a late event brought it, and nobody could have read it before.
 """
 
 from collections.abc import Sequence
@@ -41,7 +42,9 @@ def rows_to_append(
     known = newest.select(*identity, pl.lit(True).alias("_known"))
     both = both.join(known, on=identity, how="left", nulls_equal=True).with_columns(pl.col("_known").fill_null(False))
     differs = pl.any_horizontal([~pl.col(f).eq_missing(pl.col(f"{f}_old")) for f in features])
-    return _stamp(both.filter(~pl.col("_known") | differs), pl.col("_known"), join_keys, features, now, live_since)
+    written_days = existing.select(pl.col(TIME).dt.date().unique()).get_column(TIME)
+    restated = pl.col("_known") | pl.col(TIME).dt.date().is_in(written_days.implode())
+    return _stamp(both.filter(~pl.col("_known") | differs), restated, join_keys, features, now, live_since)
 
 
 def _stamp(

@@ -12,7 +12,8 @@ import polars as pl
 
 from mlplatform.contracts import PRODUCTION
 from mlplatform.local.traffic import Tally
-from mlplatform.orchestration.assets.monitoring import SUMMARY
+from mlplatform.orchestration.summaries import SUMMARY, newest_summary
+from mlplatform.records import SkewSummary
 from mlplatform.specs import Catalog, ModelSpec
 from mlplatform.training.dataset import MANIFEST
 
@@ -73,7 +74,12 @@ def _monitoring(clients: "Clients", model: ModelSpec, tally: Tally) -> Account:
     faults += [
         f"no {stage} was measured" for stage in ("performance", "data_drift", "prediction_drift") if summary(clients, stage, model) is None
     ]
-    return Account("monitoring", 5, drained, known, fault="; ".join(faults))
+    skew = newest_summary(clients, "skew", model.name, SkewSummary)
+    if skew is None or not skew.compared:
+        faults.append("no skew was measured")
+    elif not skew.passed:
+        faults.append(f"served is not trained: {'; '.join((skew.told, *skew.unresolved))}")
+    return Account("monitoring", 6, drained, known, fault="; ".join(faults))
 
 
 def summary(clients: "Clients", stage: str, model: ModelSpec) -> dict[str, object] | None:

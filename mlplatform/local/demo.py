@@ -156,6 +156,8 @@ class Demo:
     def _tell_quality(self) -> None:
         from mlplatform.contracts import EVALUATION_TAG, PRODUCTION
         from mlplatform.local.accounting import summary
+        from mlplatform.orchestration.summaries import newest_summary
+        from mlplatform.records import SkewSummary
 
         version = self.clients.registry.by_alias(self.model.name, PRODUCTION)
         tested = json.loads(version.tags.get(EVALUATION_TAG, "{}")) if version else {}
@@ -167,6 +169,8 @@ class Demo:
             metrics = served["metrics"]
             assert isinstance(metrics, dict)
             fact("served", f"{served['predictions']} predictions, {served['outcomes']} outcomes known so far: {_metrics(metrics)}")
+        if (skew := newest_summary(self.clients, "skew", self.model.name, SkewSummary)) is not None:
+            fact("skew", f"{skew.mismatched:,} of {skew.compared:,} compared")
         fact("imputed", f"{self.tally.imputed} of {self.tally.answered} answers had a feature replaced by its default")
         for kind in ("data_drift", "prediction_drift"):
             if (drift := summary(self.clients, kind, self.model)) is not None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from mlplatform.client import PredictionClient
 from mlplatform.local.profile import LocalPlatform
 from mlplatform.local.traffic import Schedule, Tally, ask, between
-from mlplatform.orchestration.runner import AssetKey, Runner
-from mlplatform.records import DayRange
+from mlplatform.orchestration.runner import AssetKey, RunFailedError, Runner
+from mlplatform.orchestration.summaries import newest_summary
+from mlplatform.records import DayRange, SkewSummary
 from mlplatform.specs import Catalog, HttpReader, ModelSpec, SourceSpec, StreamReader
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ STAGE_OF_STEP = {
     "validated": "validation",
     "offline": "features",
     "online": "features",
-    **dict.fromkeys(("predictions", "outcomes", "performance", "data", "prediction"), "monitoring"),
+    **dict.fromkeys(("predictions", "outcomes", "performance", "data", "prediction", "skew"), "monitoring"),
 }
 
 IDLE = timedelta(hours=1)
@@ -131,9 +132,19 @@ class Replay:
             ask(self.client, self.model.name, questions, self.platform.clock, self.tally)
 
     def monitor(self, *, drift: bool) -> None:
-        """Drains the log, joins outcomes, reports performance; drift reports too where asked for."""
+        """Drains the log, joins outcomes, reports performance; drift and skew too where asked for."""
         stages = ["predictions", "outcomes", "performance", *(["data_drift", "prediction_drift"] if drift else [])]
         self._run(self.runner.keys(*stages, names=[self.model.name]), None)
+        if drift:
+            self._prove()
+
+    def _prove(self) -> None:
+        """Measures skew. A proof that fails leaves its summary, and the closing table tells of it; the demo goes on to that."""
+        try:
+            self._run(self.runner.keys("skew", names=[self.model.name]), None)
+        except RunFailedError:
+            if newest_summary(self.clients, "skew", self.model.name, SkewSummary) is None:
+                raise
 
     def _timed(self, stage: str) -> "_Timer":
         return _Timer(self.seconds, stage)

@@ -15,6 +15,7 @@ from mlplatform.orchestration.assets.evaluation import evaluation_assets
 from mlplatform.orchestration.assets.features import feature_assets
 from mlplatform.orchestration.assets.ingestion import ingestion_assets
 from mlplatform.orchestration.assets.monitoring import monitoring_assets
+from mlplatform.orchestration.assets.skew import skew_assets
 from mlplatform.orchestration.assets.training import training_assets
 from mlplatform.orchestration.assets.validation import validation_assets
 from mlplatform.orchestration.automation.jobs import jobs
@@ -34,7 +35,8 @@ def build(found: Sequence[Catalog]) -> dg.Definitions:
         views = plans(catalog.feature_package)
         assets += [*ingestion_assets(catalog), *validation_assets(catalog), *feature_assets(catalog, views)]
         for spec in catalog.models:
-            assets += [*training_assets(catalog, spec, views), *evaluation_assets(spec), *deployment_assets(spec), *monitoring_assets(spec)]
+            assets += [*training_assets(catalog, spec, views), *evaluation_assets(spec), *deployment_assets(spec)]
+            assets += [*monitoring_assets(spec), *skew_assets(catalog, spec, views)]
     return dg.Definitions(
         assets=assets,
         jobs=jobs(found),

@@ -37,6 +37,7 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
         "performance": Stage("monitoring", frozenset({"polars"})),
         "data_drift": Stage("monitoring", frozenset({"evidently"})),
         "prediction_drift": Stage("monitoring", frozenset({"evidently"})),
+        "skew": Stage("monitoring", frozenset({"polars", "deltalake"})),
     }
 )
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlplatform.contracts import GATES_TAG, MODELS_CHANNEL, PREVIOUS, PRODUCTION
-from mlplatform.deployment.decide import Decision, Serving, decide_promotion, decide_rollback, ledger_entries
+from mlplatform.deployment.decide import Decision, Serving, decide_promotion, decide_rollback, ledger_entries, skew_reasons
 from mlplatform.orchestration.resources import Clients
+from mlplatform.orchestration.summaries import newest_summary
+from mlplatform.records import SkewSummary
 
 
 def serving_state(clients: Clients, model: str) -> Serving:
@@ -40,13 +42,14 @@ def carry_out(clients: Clients, decision: Decision, actor: str, run_id: str = ""
 def promote(clients: Clients, model: str, version: int, actor: str, run_id: str = "", *, by_hand: bool = False) -> Decision:
     """Promotes a version whose recorded evaluation passed its gates; refuses any other, and records either.
 
-    `by_hand`: a person asks, which may bring back a version that was rolled back; a failed gate stops a person too.
+    Nothing is promoted while the newest measurement of the model's skew is above the declared rate. `by_hand`: a person
+    asks, which may bring back a version that was rolled back; a failed gate, or skew, stops a person too.
     """
     registered = clients.registry.version(model, version)
     verdict = registered.tags.get(GATES_TAG)
-    failed = (
-        () if verdict == "passed" else (f"gates: version {version} has not passed its gates (recorded: {verdict or 'never evaluated'})",)
-    )
+    failed = list(skew_reasons(newest_summary(clients, "skew", model, SkewSummary)))
+    if verdict != "passed":
+        failed.insert(0, f"gates: version {version} has not passed its gates (recorded: {verdict or 'never evaluated'})")
     decision = decide_promotion(version, failed, serving_state(clients, model), by_hand)
     carry_out(clients, decision, actor, run_id)
     return decision

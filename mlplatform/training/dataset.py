@@ -61,12 +61,19 @@ class Dataset:
         return {name: tuple(seen[name].drop_nulls().cast(pl.String).unique().sort().to_list()) for name in self.categorical}
 
 
-def assemble(spec: ModelSpec, rows: pl.DataFrame, features: pl.DataFrame, feature_names: Sequence[str] | None = None) -> Dataset:
+def assemble(
+    spec: ModelSpec,
+    rows: pl.DataFrame,
+    features: pl.DataFrame,
+    feature_names: Sequence[str] | None = None,
+    defaults: Mapping[str, float] | None = None,
+) -> Dataset:
     """Puts labelled rows and their features side by side, splits them by the UTC day of T, and counts every row.
 
     `rows` is what `spec.rows` gives, (n, …); `features` has the same n rows in the same order. Where `features` repeats
     `event_timestamp` or columns of the row key, they are compared, so a reordered join cannot pass. `feature_names` are
-    the feature service's columns; without it, every number or boolean of `features` that `rows` lacks.
+    the feature service's columns; without it, every number or boolean of `features` that `rows` lacks. `defaults` stand for
+    a missing value of the features they name, as they do when the model is served.
 
     Raises MisalignedFeaturesError where the two do not match, ValueError for missing columns, duplicate rows, a label
     other than 0 and 1, or an empty part.
@@ -74,7 +81,7 @@ def assemble(spec: ModelSpec, rows: pl.DataFrame, features: pl.DataFrame, featur
     _check_rows(spec, rows)
     _check_alignment(spec, rows, features)
     numeric = _numeric(spec, rows, features, feature_names)
-    frame = rows.drop(DAY, PART, strict=False).with_columns(_value(features[name]) for name in numeric)
+    frame = rows.drop(DAY, PART, strict=False).with_columns(_value(features[name], (defaults or {}).get(name)) for name in numeric)
     labelled = frame.filter(pl.col(LABEL).is_not_null()).with_columns(pl.col(TIME).dt.date().alias(DAY))
     split = spec.split
     part = (
@@ -197,9 +204,10 @@ def _numeric(spec: ModelSpec, rows: pl.DataFrame, features: pl.DataFrame, names:
     return numeric
 
 
-def _value(column: pl.Series) -> pl.Series:
-    """Float64 with one word for missing: null."""
-    return column.cast(pl.Float64).fill_nan(None)
+def _value(column: pl.Series, default: float | None) -> pl.Series:
+    """Float64 with one word for missing: null, or the declared default in its place."""
+    values = column.cast(pl.Float64).fill_nan(None)
+    return values if default is None or np.isnan(default) else values.fill_null(default)
 
 
 def _split_text(spec: ModelSpec) -> str:

@@ -18,8 +18,9 @@ from mlplatform.deployment.decide import (
     decide_promotion,
     decide_rollback,
     ledger_entries,
+    skew_reasons,
 )
-from mlplatform.records import Evaluation, GateResult, LedgerEntry
+from mlplatform.records import Evaluation, GateResult, LedgerEntry, SkewSummary
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -201,3 +202,25 @@ def _try(world: World, action: str, version: int, steps: int) -> None:
         run()
     except NothingToRollBackToError:
         assert len(world.serving.served) <= 1
+
+
+def skew(mismatched: int, compared: int = 100, max_rate: float = 0.0, unresolved: tuple[str, ...] = ()) -> SkewSummary:
+    kinds = {"late_value": mismatched} if mismatched else {}
+    return SkewSummary("m", ("", ""), compared, compared, mismatched, max_rate, kinds, unresolved=unresolved)
+
+
+@pytest.mark.parametrize("newest", [None, skew(0), skew(0, 0), skew(1, max_rate=0.01), skew(0, unresolved=("a version is gone",))])
+def test_skew_that_was_not_measured_or_is_within_the_declared_rate_stops_no_promotion(newest):
+    assert skew_reasons(newest) == ()
+
+
+def test_skew_above_the_declared_rate_stops_a_promotion_and_names_its_faults():
+    assert skew_reasons(skew(2, max_rate=0.01)) == ("skew: 2 of 100 predictions differ (late_value 2) from what the tables say, 1.00% may",)
+    decision = decide_promotion(2, skew_reasons(skew(1)), Serving("m", 1, None), by_hand=True)
+    assert (decision.action, decision.before) == ("refuse", 1)
+
+
+def test_what_cannot_be_rebuilt_does_not_pass_and_nothing_to_compare_does():
+    assert not skew(0, unresolved=("version 3: gone",)).passed
+    assert skew(0, 0).passed
+    assert not skew(1).passed

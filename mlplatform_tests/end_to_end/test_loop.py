@@ -27,7 +27,8 @@ from mlplatform.orchestration import resources
 from mlplatform.orchestration.assets.training import open_training_set
 from mlplatform.orchestration.joins import with_features
 from mlplatform.orchestration.serving_state import roll_back
-from mlplatform.records import DayRange
+from mlplatform.orchestration.summaries import newest_summary
+from mlplatform.records import DayRange, SkewSummary
 from mlplatform.settings import load_settings
 from mlplatform.specs import Catalog, ChampionGate, Gate, Split, TuningSpec
 from mlplatform.training.scoring import load
@@ -168,6 +169,10 @@ def test_what_was_served_is_what_history_says_it_should_have_been(story: Story, 
     assert differing == {}
     assert np.isfinite(served).mean() > 0.8  # vectors of nothing would agree too
     assert scorer.predict(joined) == pytest.approx(logged["prediction"].to_numpy(), abs=1e-6)
+    # The platform's own proof, by another way, says the same.
+    proof = newest_summary(clients, "skew", model.name, SkewSummary)
+    assert proof is not None
+    assert (proof.compared, proof.mismatched, proof.unresolved) == (logged.height, 0, ())
 
 
 def test_what_is_stored_has_left_the_prediction_log(story: Story, platform: LocalPlatform):

@@ -52,7 +52,13 @@ def test_only_what_is_new_or_changed_is_appended():
     old = append(computed(("a", 1, 1.0, 1.0), ("b", 1, 1.0, 1.0)), pl.DataFrame())
     rows = append(computed(("a", 1, 1.0, 1.0), ("b", 1, 9.0, 1.0), ("c", 1, 3.0, 3.0)), old)
     assert rows.select("shop", "x").rows() == [("b", 9.0), ("c", 3.0)]
-    assert rows["created"].to_list() == [NOW, T0 + timedelta(hours=1)]
+
+
+def test_a_row_that_a_late_event_adds_to_a_day_already_written_was_not_there_before():
+    """Backdated, it would look as if it could have been served then, and training would use what nobody knew."""
+    old = append(computed(("a", 1, 1.0, 1.0)), pl.DataFrame())
+    rows = append(computed(("a", 1, 1.0, 1.0), ("c", 1, 3.0, 3.0), ("c", 23, 3.0, 3.0), ("c", 24, 3.0, 3.0)), old)
+    assert rows["created"].to_list() == [NOW, NOW, T0 + timedelta(hours=24)]
 
 
 def test_a_row_no_longer_computed_is_withdrawn_once():

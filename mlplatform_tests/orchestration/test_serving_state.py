@@ -15,7 +15,8 @@ from mlplatform.deployment.decide import NothingToRollBackToError
 from mlplatform.orchestration import resources
 from mlplatform.orchestration.resources import Clients, PlatformResource
 from mlplatform.orchestration.serving_state import promote, roll_back, serving_state
-from mlplatform.records import TrainingManifest
+from mlplatform.orchestration.summaries import store_summary
+from mlplatform.records import SkewSummary, TrainingManifest
 from mlplatform.settings import load_settings
 
 _NUMBERS = itertools.count(1)
@@ -135,6 +136,24 @@ def test_a_version_never_evaluated_is_refused(clients, model, registry, tmp_path
     decision = promote(clients, model, 4, "ann", by_hand=True)
     assert decision.action == "refuse"
     assert "never evaluated" in decision.reason
+
+
+def test_while_the_newest_skew_is_above_the_declared_rate_nobody_promotes_and_it_is_recorded(clients, model, notices):
+    def measured(mismatched: int) -> None:
+        kinds = {"ttl_ignored": mismatched} if mismatched else {}
+        store_summary(clients, "skew", SkewSummary(model, ("", ""), 9, 9, mismatched, 0.0, kinds), "run")
+
+    promote(clients, model, 1, "ann")
+    notices()
+    measured(3)
+    for by_hand in (False, True):
+        assert promote(clients, model, 2, "ann", by_hand=by_hand).action == "refuse"
+    assert aliases(clients, model) == (1, None)
+    assert told(clients, model)[-1] == ("refuse", 2, 1, "ann")
+    assert "skew: 3 of 9 predictions differ (ttl_ignored 3)" in clients.ledger.entries(model)[-1].reason
+    assert notices() == []
+    measured(0)
+    assert promote(clients, model, 2, "ann").action == "promote"
 
 
 def test_a_rollback_goes_one_version_back_and_is_told(clients, model, notices):

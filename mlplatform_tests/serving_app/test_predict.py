@@ -106,13 +106,13 @@ def test_a_view_packed_for_other_features_is_imputed_alone(make_model, open_serv
 
 
 @pytest.mark.usefixtures("stored")
-def test_a_stored_null_stays_missing_and_is_no_imputation(make_model, open_service, tmp_path, put_values) -> None:
+def test_a_stored_null_is_the_default_or_stays_missing_and_is_no_imputation(make_model, open_service, tmp_path, put_values) -> None:
     model = make_model()
     model.into_cache(tmp_path)
-    put_values("shop_stats", ["s1"], [float("nan"), 2.0])
+    put_values("shop_stats", ["s1"], [float("nan"), float("nan")])
     [prediction] = ask(open_service(), ROW)["predictions"]
     assert prediction["imputed"] == []
-    assert prediction["prediction"] == expected(model, [float("nan"), 2, 10.5, 99.5, 12.5, 12.5 / 3, 4, 8, 1, 30])
+    assert prediction["prediction"] == expected(model, [5, float("nan"), 10.5, 99.5, 12.5, 12.5 / 3, 4, 8, 1, 30])
 
 
 @pytest.mark.usefixtures("stored")

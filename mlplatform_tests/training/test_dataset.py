@@ -89,6 +89,16 @@ def test_nan_and_null_are_one_missing_value(spec, rows_and_features):
     assert content_hash(assemble(spec, rows, nan).frame) == content_hash(assemble(spec, rows, features).frame)
 
 
+def test_a_declared_default_stands_for_a_missing_value_as_it_does_when_the_model_is_served(spec, rows_and_features):
+    rows, features = rows_and_features
+    name = next(n for n, t in features.schema.items() if t.is_float())
+    holed = features.with_columns(pl.when(pl.int_range(pl.len()) % 3 == 0).then(None).otherwise(pl.col(name)).alias(name))
+    without, filled, nan = (assemble(spec, rows, holed, defaults=d).frame[name] for d in (None, {name: 7.5}, {name: float("nan")}))
+    assert without.null_count() >= 800
+    assert filled.equals(without.fill_null(7.5))
+    assert nan.equals(without)
+
+
 def test_categories_come_from_the_train_part_and_anything_else_is_unknown(spec, rows_and_features):
     rows, features = rows_and_features
     test_only = pl.col("event_timestamp") >= datetime(2024, 4, 1, tzinfo=UTC)

@@ -26,6 +26,8 @@ from mlplatform.orchestration.resources import Clients, PlatformResource
 from mlplatform.records import DayRange
 from mlplatform.specs import Catalog
 
+SHORTEST_WINDOW = timedelta(minutes=1)  # Dagster takes no shorter freshness window
+
 
 def feature_assets(catalog: Catalog, plans: Mapping[str, ViewPlan]) -> Sequence[dg.AssetsDefinition]:
     """The registry of the catalog's feature package, and two assets for each of its views."""
@@ -66,6 +68,12 @@ def _registry(catalog: Catalog, plans: Mapping[str, ViewPlan]) -> dg.AssetsDefin
     return registry
 
 
+def freshness(plan: ViewPlan) -> dg.FreshnessPolicy:
+    """Of both of a view's assets: late when a tick and its way online are overdue, failed when values reach their ttl."""
+    late, failed = plan.cadence + plan.recipe.propagation_budget, max(plan.ttl, SHORTEST_WINDOW)
+    return dg.FreshnessPolicy.time_window(fail_window=failed, warn_window=late if SHORTEST_WINDOW <= late < failed else None)
+
+
 def _offline(catalog: Catalog, plan: ViewPlan, used_by: Sequence[Consumer]) -> dg.AssetsDefinition:
     deps = [
         dg.AssetDep(policy.key("validated", source), partition_mapping=partitions.lookback(lookback))
@@ -83,7 +91,7 @@ def _offline(catalog: Catalog, plan: ViewPlan, used_by: Sequence[Consumer]) -> d
                 partitions=partitions.daily(catalog),
                 condition=conditions.after_gates_any_day(),
                 code_version=plan.fingerprint[:12],
-                freshness=dg.FreshnessPolicy.time_window(fail_window=max(plan.ttl, timedelta(hours=1))),
+                freshness=freshness(plan),
                 metadata=declared_page(plan, used_by),
             )
         ],
@@ -152,6 +160,7 @@ def _online(plan: ViewPlan) -> dg.AssetsDefinition:
                 owner=plan.owner,
                 deps=[dg.AssetDep(policy.key("offline", plan.name), partition_mapping=dg.AllPartitionMapping())],
                 condition=conditions.newest_values(),
+                freshness=freshness(plan),
                 metadata={"ttl": str(plan.ttl), "entity": ", ".join(plan.join_keys), "on_stale": plan.recipe.on_stale},
             )
         ],

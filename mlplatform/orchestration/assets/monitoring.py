@@ -1,11 +1,10 @@
 """Monitoring assets of one model: `predictions`, `outcomes`, `performance`, `data_drift`, `prediction_drift`.
 
-Belongs here: which tables each reads and writes, and what an analyst sees. Does not belong here: joins, metrics, drift.
+Belongs here: which tables each reads and writes, and what an analyst sees. Does not belong here: joins, metrics, drift; skew
+(`skew`).
 """
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -27,10 +26,10 @@ from mlplatform.orchestration.joins import model_rows
 from mlplatform.orchestration.metadata import md_table, numbers, picture
 from mlplatform.orchestration.reports import folder, publish
 from mlplatform.orchestration.resources import Clients, PlatformResource
-from mlplatform.records import DayRange, DriftSummary, PerformanceSummary
+from mlplatform.orchestration.summaries import store_summary
+from mlplatform.records import DayRange, DriftSummary
 from mlplatform.specs import ModelSpec
 
-SUMMARY = "mlplatform.summary"  # commit metadata: the newest summary as JSON, for the sensors
 DRAIN_BATCH = 100_000
 REPORTED_DAYS = timedelta(days=28)
 DRIFT_WINDOW = timedelta(days=7)
@@ -189,7 +188,7 @@ def report_performance(clients: Clients, spec: ModelSpec, run_id: str) -> dict[s
     if rows.is_empty():
         return {"note": "no prediction was served in the last 28 days"}
     summary = performance.summarise(rows, spec.name, partial(score, cost=spec.cost))
-    _store(clients, "performance", spec, summary, run_id)
+    store_summary(clients, "performance", summary, run_id)
     shown = ("day", "predictions", "outcomes", "missing", "auc", "log_loss", "base_rate", "mean_prediction")
     return {
         "predictions": summary.predictions,
@@ -245,7 +244,7 @@ def _both_sides(clients: Clients, spec: ModelSpec) -> tuple[Reference, pl.DataFr
 def _drift_metadata(clients: Clients, spec: ModelSpec, summary: DriftSummary | None, html: Path, run_id: str) -> dict[str, Any]:
     if summary is None:
         return {"note": "too few predictions to measure drift (which is not the same as no drift)"}
-    _store(clients, summary.kind, spec, summary, run_id)
+    store_summary(clients, summary.kind, summary, run_id)
     return {
         "drifted_share": summary.drifted_share,
         "drifted": summary.drifted,
@@ -257,13 +256,6 @@ def _drift_metadata(clients: Clients, spec: ModelSpec, summary: DriftSummary | N
         "report": publish(clients, html),
         "plot": picture(drift.drift_plot(summary), "drift by column"),
     }
-
-
-def _store(clients: Clients, stage: str, spec: ModelSpec, summary: PerformanceSummary | DriftSummary, run_id: str) -> None:
-    """Appends the summary to the stage's table; the newest is in the commit too, where sensors and the CLI read it."""
-    text = json.dumps(asdict(summary), default=str)
-    row = pl.DataFrame({"at": [clients.clock.now()], "summary": [text]}, schema={"at": pl.Datetime("us", "UTC"), "summary": pl.String})
-    clients.lake.append((stage, spec.name), row, partitioned=False, metadata={"run_id": run_id, SUMMARY: text})
 
 
 def _report_file(clients: Clients, spec: ModelSpec, stage: str, run_id: str) -> Path:

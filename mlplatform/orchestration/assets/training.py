@@ -126,7 +126,9 @@ def write_training_set(
     split = spec.split
     rows = model_rows(clients, spec, DayRange(split.train_start, split.end))
     features = with_features(clients, spec, rows)
-    data = datasets.assemble(spec, rows, features, service_columns(clients, spec))
+    # Feature names are unique over a package's views; a service may give them in full.
+    defaults = {key: v for p in plans.values() for f, v in p.recipe.defaults.items() for key in (f, f"{p.name}__{f}")}
+    data = datasets.assemble(spec, rows, features, service_columns(clients, spec), defaults)
     tables = [("validated", s) for s in spec.inputs] + [("offline", v) for v in plans]
     versions = {"/".join(key): lake.identity(key) for key in tables}
     prints = {f"offline/{v}": fingerprints.of_table(lake, ("offline", v), versions[f"offline/{v}"][1]).hash for v in plans}

@@ -105,5 +105,5 @@ def _hourly_monitoring(spec: ModelSpec) -> dg.ScheduleDefinition:
         cron_schedule="20 * * * *",
         execution_timezone="UTC",
         default_status=RUNNING,
-        description="Drains the prediction log, joins labels, reports performance and drift.",
+        description="Drains the prediction log, joins labels, reports performance, drift and skew.",
     )

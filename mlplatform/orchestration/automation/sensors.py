@@ -13,11 +13,11 @@ import dagster as dg
 from mlplatform.contracts import EVALUATION_TAG, PRODUCTION, prediction_stream
 from mlplatform.monitoring.retrain import decide_retrain
 from mlplatform.orchestration import policy
-from mlplatform.orchestration.assets.monitoring import SUMMARY
-from mlplatform.orchestration.automation.decisions import new_entries, new_outcomes, summary_of
+from mlplatform.orchestration.automation.decisions import new_entries, new_outcomes
 from mlplatform.orchestration.automation.jobs import monitoring_job, stream_job, training_job, training_run_config
 from mlplatform.orchestration.automation.schedules import request_for_day
 from mlplatform.orchestration.resources import Clients, PlatformResource
+from mlplatform.orchestration.summaries import newest_summary
 from mlplatform.records import DriftSummary, PerformanceSummary
 from mlplatform.specs import Catalog, ModelSpec, StreamReader
 
@@ -115,9 +115,9 @@ def _retrain(spec: ModelSpec) -> dg.SensorDefinition:
         decision = decide_retrain(
             spec.name,
             spec.retrain,
-            summary_of(PerformanceSummary, _summary(clients, "performance", spec)),
+            newest_summary(clients, "performance", spec.name, PerformanceSummary),
             _evaluated(clients, spec),
-            [d for kind in ("data_drift", "prediction_drift") if (d := summary_of(DriftSummary, _summary(clients, kind, spec)))],
+            [d for kind in ("data_drift", "prediction_drift") if (d := newest_summary(clients, kind, spec.name, DriftSummary))],
             context.cursor,
             now,
             came_to_nothing=_came_to_nothing(context, spec),
@@ -144,10 +144,6 @@ def _came_to_nothing(context: dg.SensorEvaluationContext, spec: ModelSpec) -> bo
         return False
     made = context.instance.get_latest_materialization_event(policy.key("model", spec.name))
     return made is None or made.run_id != asked[0].run_id
-
-
-def _summary(clients: Clients, stage: str, spec: ModelSpec) -> str | None:
-    return clients.lake.last_metadata((stage, spec.name), SUMMARY)
 
 
 def _evaluated(clients: Clients, spec: ModelSpec) -> dict[str, Any] | None:

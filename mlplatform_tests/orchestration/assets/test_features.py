@@ -1,6 +1,7 @@
 """Feature assets of a small view: what is appended when, with which `created`, and what reaches the online store."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 
 import dagster as dg
@@ -14,7 +15,7 @@ from mlplatform.contracts import ONLINE_PROJECT
 from mlplatform.feature_store import codec
 from mlplatform.features.plan import ViewPlan, WindowPlan
 from mlplatform.fingerprint import content_hash
-from mlplatform.orchestration.assets.features import feature_assets, write_offline, write_online
+from mlplatform.orchestration.assets.features import feature_assets, freshness, write_offline, write_online
 from mlplatform.orchestration.feature_pages import DRAW_EVERY, DRAWN_AT, LARGE_WRITE_ROWS, should_draw
 from mlplatform.orchestration.resources import Clients
 from mlplatform.records import DayRange
@@ -339,3 +340,16 @@ def test_the_definition_tells_how_features_come_about_and_who_uses_them(definiti
     assert "flight_disruption | flight_disruption_v1 | 12 |" in metadata["consumers"].value
     assert metadata["on_stale"] == "impute"
     assert "dagster/column_schema" in metadata
+
+
+def test_both_assets_of_a_view_are_late_and_failed_by_its_declaration(shop):
+    found = [spec.freshness_policy for asset in feature_assets(shop, {"shop_totals": PLAN}) for spec in asset.specs]
+    assert found[1:] == [dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=6), warn_window=timedelta(hours=2))] * 2
+
+
+def test_a_view_that_expires_as_soon_as_it_is_due_has_no_time_to_be_late():
+    changed = replace(PLAN, ttl=timedelta(hours=1))
+    assert freshness(changed) == dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=1))
+    quick = PLAN.recipe.model_copy(update={"cadence": timedelta(seconds=1), "propagation": timedelta(seconds=2)})
+    view = replace(PLAN, ttl=timedelta(seconds=10), recipe=quick)
+    assert freshness(view) == dg.FreshnessPolicy.time_window(fail_window=timedelta(minutes=1))

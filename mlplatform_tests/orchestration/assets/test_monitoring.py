@@ -11,9 +11,10 @@ from redis import Redis
 
 from mlplatform.clients.lake import Lake
 from mlplatform.contracts import PredictionRecord, prediction_stream
-from mlplatform.orchestration.assets.monitoring import SUMMARY, drain_log, join_labels, monitoring_assets, report_performance
+from mlplatform.orchestration.assets.monitoring import drain_log, join_labels, monitoring_assets, report_performance
 from mlplatform.orchestration.automation.sensors import sensors
 from mlplatform.orchestration.resources import Clients, PlatformResource
+from mlplatform.orchestration.summaries import SUMMARY
 from mlplatform.records import DayRange
 from mlplatform.specs import ModelSpec, RequestField, Split
 

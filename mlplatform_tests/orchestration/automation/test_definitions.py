@@ -59,7 +59,7 @@ def test_everything_automated_is_described(loaded):
         ("flights_daily", {"raw", "validated", "quarantine"}),
         ("flights_events", {"raw", "validated", "quarantine"}),
         ("flight_disruption_training", {"training_set", "tuning", "model", "evaluation", "deployment"}),
-        ("flight_disruption_monitoring", {"predictions", "outcomes", "performance", "data_drift", "prediction_drift"}),
+        ("flight_disruption_monitoring", {"predictions", "outcomes", "performance", "data_drift", "prediction_drift", "skew"}),
     ],
 )
 def test_a_job_materializes_its_stages(loaded, job, stages):

@@ -11,10 +11,10 @@ from redis import Redis
 
 from mlplatform.clients.stream import StreamStatus
 from mlplatform.contracts import EVALUATION_TAG, prediction_stream
-from mlplatform.orchestration.assets.monitoring import SUMMARY
 from mlplatform.orchestration.automation.sensors import sensors
 from mlplatform.orchestration.landing import land
 from mlplatform.orchestration.resources import Clients, PlatformResource
+from mlplatform.orchestration.summaries import SUMMARY
 from mlplatform.records import ModelVersion, PerformanceSummary
 from mlplatform.specs import Catalog, ModelSpec, RequestField, RetrainPolicy, Split
 
