@@ -51,8 +51,7 @@ def _within(plan: ViewPlan, events: pl.DataFrame, first: int, last: int) -> pl.D
     running = any(a.window is None for a in plan.aggregations)
     after = -(2**63) if running else _starts(plan, np.array([first]), microseconds(plan.longest_window)).item()
     moment = pl.col(TIME).to_physical()
-    # Adding zero turns -0.0 into 0.0: which of the two is the smaller would depend on their order.
-    values = [pl.col(c).cast(pl.Float64).fill_null(float("nan")) + 0.0 for c in columns]
+    values = [pl.col(c).cast(pl.Float64).fill_null(float("nan")) for c in columns]
     chosen = events.lazy().select(*plan.join_keys, TIME, *values)
     chosen = chosen.filter(moment > after, moment <= last, pl.all_horizontal(pl.col(plan.join_keys).is_not_null()))
     found = chosen.collect()
@@ -119,7 +118,9 @@ class _Column:
 
     def __init__(self, values: Floats) -> None:
         known = ~np.isnan(values)
-        self.values = values[known]
+        # Adding zero turns -0.0 into 0.0: which of the two is the smaller would depend on their order. NumPy adds; Polars 2.1
+        # leaves out the addition of a literal zero, except in the shortest columns.
+        self.values = values[known] + 0.0
         self.known_before = np.append(0, np.cumsum(known))
 
     @cached_property

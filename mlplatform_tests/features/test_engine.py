@@ -279,5 +279,5 @@ def test_a_computed_view_has_no_window() -> None:
 
 def assert_same_bits(left: pl.DataFrame, right: pl.DataFrame) -> None:
     assert left.columns == right.columns
-    bits = pl.col(pl.Float64).reinterpret(signed=False)
+    bits = pl.col(pl.Float64).reinterpret(dtype=pl.UInt64)
     assert left.with_columns(bits).rows() == right.with_columns(bits).rows()

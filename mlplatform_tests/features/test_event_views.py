@@ -155,5 +155,5 @@ def test_the_events_of_flights_are_the_union_over_groups_of_flights(
 
 
 def assert_same_bits(left: pl.DataFrame, right: pl.DataFrame) -> None:
-    bits = pl.col(pl.Float64).reinterpret(signed=False)
+    bits = pl.col(pl.Float64).reinterpret(dtype=pl.UInt64)
     assert left.with_columns(bits).rows() == right.with_columns(bits).rows()

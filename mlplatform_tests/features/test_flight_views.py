@@ -138,5 +138,5 @@ def test_every_feature_and_view_says_what_it_is(flight_plans: Plans) -> None:
 
 def assert_same_bits(left: pl.DataFrame, right: pl.DataFrame) -> None:
     assert left.columns == right.columns
-    bits = pl.col(pl.Float64).reinterpret(signed=False)
+    bits = pl.col(pl.Float64).reinterpret(dtype=pl.UInt64)
     assert left.with_columns(bits).rows() == right.with_columns(bits).rows()
