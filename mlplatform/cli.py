@@ -90,7 +90,10 @@ def demo(
     trials: Annotated[int | None, typer.Option(min=1, help="Tuning trials, instead of the model's own number.")] = None,
     home: Home = HERE,
 ) -> None:
-    """The whole loop on real flights, in minutes: from source systems to a served prediction to a drift report."""
+    """The whole loop on real flights, in minutes: from source systems to a served prediction to a drift report.
+
+    It begins from nothing: tables, models and history that lie under HOME are removed. Not where a platform runs.
+    """
     from mlplatform.local.demo import run_demo
 
     raise typer.Exit(run_demo(home, days, keep, trials))
@@ -144,7 +147,7 @@ def replay(
     end: Annotated[str, typer.Option("--to", help="The moment after the last.")],
     home: Home = HERE,
 ) -> None:
-    """Let past days pass again: every request of the model is asked for by HTTP at its own time."""
+    """Ask again for every flight of past days, by HTTP, with the features of now."""
     from mlplatform.local.replay import run_replay
     from mlplatform.queries import QuestionError, moment
 
@@ -251,9 +254,10 @@ def models(
 
 def _version_line(row: Mapping[str, Any]) -> dict[str, Any]:
     """What fits a terminal; hashes and addresses are in the JSON."""
-    metrics = [f"{name} {value:.4f}" for name, value in row["metrics"].items() if isinstance(value, int | float)]
+    shown = ("auc", "log_loss", "ece", "saving")
+    metrics = [f"{name} {value:.4f}" for name in shown if isinstance(value := row["metrics"].get(name), int | float)]
     short = {name: row[name] for name in ("version", "aliases", "gates")}
-    return {**short, "created": _short_time(row["created_at"]), "metrics": ", ".join(metrics[:4])}
+    return {**short, "created": _short_time(row["created_at"]), "metrics": ", ".join(metrics)}
 
 
 def _short_time(iso: str) -> str:

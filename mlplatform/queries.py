@@ -139,6 +139,9 @@ def models(settings: "Settings") -> list[dict[str, Any]]:
     """Every registered model: what serves, what served before, how many versions there are."""
     from mlplatform.contracts import PREVIOUS, PRODUCTION
 
+    uri = settings.mlflow_uri
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        return []  # opening the store would make it, and a question writes nothing
     registry = registry_of(settings)
     rows = []
     for name in registry.models():

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlplatform.local.demo import Demo
-from mlplatform.local.profile import LocalPlatform, reset
+from mlplatform.local.profile import LocalPlatform, refuse_to_reset, reset
 from mlplatform.local.report import Report
 from mlplatform.records import DayRange
 
@@ -26,6 +26,7 @@ TARGETS = {"auc": 0.75, "log_loss": 0.500, "ece": 0.015}
 
 def run_bench_quality(home: Path, as_json: bool) -> int:
     """Returns 0 if every bound is kept. Leaves nothing running."""
+    refuse_to_reset(home.absolute())
     report = Report(home, "[bold]mlplatform bench quality[/bold]: the year 2013 through the same assets", aside=as_json)
     reset(home)
     with report.live(), LocalPlatform(home=home, start=AFTER) as platform:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlplatform.local import warm_up
-from mlplatform.local.profile import START, LocalPlatform, reset
+from mlplatform.local.profile import START, LocalPlatform, refuse_to_reset, reset
 from mlplatform.local.report import Report, StageRow
 from mlplatform.records import DayRange
 
@@ -33,6 +33,7 @@ AFTERMATH = timedelta(hours=12)
 
 def run_demo(home: Path, days: int = 2, keep: bool = False, trials: int | None = None) -> int:
     """Runs the demo under `home` and prints its story. Returns 0 only if every stage did its work."""
+    refuse_to_reset(home.absolute())
     report = Report(home, "[bold]mlplatform demo[/bold]: every flight out of New York in 2013, from source systems to a drift report")
     with report.live():
         warm_up.start()
@@ -45,6 +46,7 @@ def run_demo(home: Path, days: int = 2, keep: bool = False, trials: int | None =
             demo.finish()
             if keep:
                 platform.start_automation()
+                platform.start_clock(1.0)
                 platform.supervisor.detach()
     report.print_summary(platform, keep)
     return report.status
@@ -54,7 +56,7 @@ def _fresh(home: Path, report: Report) -> Path:
     """A demo begins from nothing but the cached sample data: half of an earlier one would tell another story."""
     from mlplatform.local.supervisor import Supervisor
 
-    with report.task("stopping what an earlier demo left"), Supervisor(home):
+    with report.task("clearing what an earlier demo left"), Supervisor(home):
         reset(home)
     return home
 

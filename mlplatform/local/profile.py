@@ -20,7 +20,8 @@ from typing import Self
 
 from mlplatform.clock import SimulatedClock
 from mlplatform.local import services
-from mlplatform.local.supervisor import Supervisor, free_port
+from mlplatform.local.service_state import read_state
+from mlplatform.local.supervisor import HomeInUseError, Supervisor, free_port
 from mlplatform.settings import load_settings
 
 # The sample data is of 2013; the demo stands at the first of September.
@@ -48,6 +49,14 @@ def reset(home: Path) -> None:
             (home / name).rename(aside / name)
     if trash.exists():
         threading.Thread(target=shutil.rmtree, args=(trash,), kwargs={"ignore_errors": True}, daemon=True).start()
+
+
+def refuse_to_reset(home: Path) -> None:
+    """Raises HomeInUseError where a platform runs under `home`, or where what lies there is not a platform's."""
+    if any(service.running for service in read_state(home).services):
+        raise HomeInUseError(f"a platform runs under {home}, and this would remove its tables, models and history")
+    if not (home / "services.json").exists() and any(path.is_file() for path in home.rglob("*")):
+        raise HomeInUseError(f"{home} holds files that no platform wrote, and this would remove what is in its way there")
 
 
 def stable_ports(home: Path) -> dict[str, int]:
@@ -164,3 +173,12 @@ class LocalPlatform(AbstractContextManager["LocalPlatform"]):
                 services.stream_worker(self.ports["stream"]),
             ]
         )
+
+    def start_clock(self, speed: float) -> None:
+        """Lets the simulated clock run, through the source systems so that they publish what becomes due."""
+        import httpx
+
+        # Stopped first: a clock left running by an unclean end is past the time read from it by the time it is set.
+        now = max(self.clock.now(), self.start)
+        self.clock.set(now)
+        httpx.post(f"{self.sources_url}/clock", json={"to": now.isoformat(), "speed": speed}, timeout=60).raise_for_status()

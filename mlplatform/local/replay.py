@@ -178,13 +178,20 @@ def run_replay(model: str, start: datetime, end: datetime, home: Path) -> int:
     from rich.console import Console
     from rich.progress import track
 
+    from mlplatform.queries import QuestionError
     from mlplatform.settings import load_settings
 
     settings, console = load_settings(), Console()
+    if not settings.source_weather:
+        raise QuestionError(f"no platform was ever started under {home}: `make up`, then ask again")
     schedule = Schedule(settings.source_weather)
     tally = Tally()
     try:
         questions = schedule.questions(start, end)
+        if not questions:
+            raise QuestionError(
+                f"the schedule published by now has no flight to ask for between {start:%Y-%m-%d %H:%M} and {end:%Y-%m-%d %H:%M} UTC"
+            )
         with PredictionClient(settings.serving_url) as client:
             for question in track(questions, description=f"{len(questions)} requests"):
                 tally.asked += 1

@@ -4,7 +4,7 @@ Belongs here: what an application does. Does not belong here: anything the platf
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -32,6 +32,7 @@ class Tally:
     answered: int = 0
     imputed: int = 0
     total_prediction: float = 0.0
+    request_ids: set[str] = field(default_factory=set)
 
     @property
     def mean_prediction(self) -> float:
@@ -72,6 +73,7 @@ def ask(client: PredictionClient, model: str, questions: Sequence[Question], clo
         answer = client.predict(model, [dict(question.inputs)])
         tally.answered += 1
         prediction = answer.predictions[0]
+        tally.request_ids.add(prediction.request_id)
         tally.imputed += bool(prediction.imputed)
         tally.total_prediction += prediction.prediction
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mlplatform.clock import SimulatedClock
-from mlplatform.local.profile import START, LocalPlatform
+from mlplatform.local.profile import LocalPlatform
 from mlplatform.local.service_state import read_state, stop_recorded
 
 
@@ -19,16 +19,20 @@ def run_up(home: Path, speed: float = 1.0) -> int:
     The simulated clock goes on from where it stood, `speed` times as fast as the wall clock.
     """
     console = Console()
-    if running := read_state(home.absolute()).services:
-        console.print(f"Already running under {home} ({', '.join(s.name for s in running)}); `make down` stops it.")
+    services = read_state(home.absolute()).services
+    ended = [service.name for service in services if not service.running]
+    if services and not ended:
+        console.print(f"Already running under {home} ({', '.join(s.name for s in services)}); `make down` stops it.")
         return 0
+    if ended:
+        console.print(f"Of the platform under {home}, {', '.join(ended)} has ended: starting all of it again.")
     if not (home / "lake" / "deployment").exists():
         console.print("Nothing is built yet: building January to August first, as `make demo` does.")
         return _build_and_keep(home, speed)
     with LocalPlatform(home=home) as platform, console.status("starting the services"):
         platform.start_serving()
         platform.start_automation()
-        _go(platform, speed)
+        platform.start_clock(speed)
         platform.supervisor.detach()
     _say_where(console, platform, speed)
     return 0
@@ -42,20 +46,10 @@ def _build_and_keep(home: Path, speed: float) -> int:
     with report.live(), LocalPlatform(home=home) as platform:
         Demo.open(platform, report, None).build()
         platform.start_automation()
-        _go(platform, speed)
+        platform.start_clock(speed)
         platform.supervisor.detach()
     _say_where(report.console, platform, speed)
     return 0
-
-
-def _go(platform: LocalPlatform, speed: float) -> None:
-    """Lets the clock run, through the source systems so that they publish what becomes due."""
-    import httpx
-
-    # Stopped first: a clock left running by an unclean end is past the time read from it by the time it is set.
-    now = max(platform.clock.now(), START)
-    platform.clock.set(now)
-    httpx.post(f"{platform.sources_url}/clock", json={"to": now.isoformat(), "speed": speed}, timeout=60).raise_for_status()
 
 
 def _say_where(console: Console, platform: LocalPlatform, speed: float) -> None:
