@@ -355,6 +355,8 @@ def _retire_unless_live(number: int, grace_s: int) -> Steps[bool]:
         return False
     if ttl == -1:
         yield from _retire(number, grace_s)
+    else:  # it expires already: a build that ended between two steps of its announcement
+        yield [("SADD", RETIRED_KEY, number)]
     return True
 
 

@@ -344,8 +344,9 @@ def test_killing_the_builder_process_never_shows_a_mixture_and_the_next_build_su
         builder.join(30)
         assert len(set(values(redis_client))) == 1, f"a mixture after kill {kill}"
     build(redis_client, lambda: rows(-1.0))
+    reclaim(redis_client)
     expire(redis_client)
-    reclaim(redis_client, grace_s=0)
+    reclaim(redis_client)
     assert values(redis_client) == [-1.0] * ENTITIES
     assert set(stored(redis_client)) == {g.number for g in pointer(redis_client).live()}
 
@@ -400,8 +401,9 @@ def test_cutting_the_builder_off_at_500_random_commands_never_shows_a_mixture_an
         if n % 25 == 0:
             build(redis_client, lambda n=n: rows(0.5, minute=n + 1.5))
             assert values(redis_client) == [0.5] * ENTITIES
+            reclaim(redis_client)
             expire(redis_client)
-            reclaim(redis_client, grace_s=0)
+            reclaim(redis_client)
             assert set(stored(redis_client)) == {g.number for g in pointer(redis_client).live()}
     client.close()
 
