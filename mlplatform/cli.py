@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlplatform.cli_online import online
 from mlplatform.printing import print_json, say, table
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Measurements: what the platform's promises are checked with.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
+app.add_typer(online, name="online")
 
 Home = Annotated[Path, typer.Option("--home", envvar="MLPLATFORM_HOME", help="Folder of everything the local platform writes.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -39,6 +41,10 @@ HERE = Path(".mlplatform")
 _MENDS = {
     "RegistryUnreachableError": "is the platform running? `mlplatform up`, or look with `mlplatform doctor`",
     "UnknownModelError": "`mlplatform models` lists what is registered",
+    "NoPreviousGenerationError": "`mlplatform online status` shows the generations there are",
+    "TakenOverError": "`mlplatform online status` shows what is read; nothing else is to be done",
+    "VerificationError": "readers are not affected; `mlplatform doctor`, then try again",
+    "Failure": "",
     "NothingToRollBackToError": "`mlplatform history MODEL` shows what served",
     "HomeInUseError": "`mlplatform down` ends it, or take another --home",
     "ServiceFailedError": "the log named above tells why; `mlplatform doctor` looks at the rest",
@@ -137,6 +143,16 @@ def quality(home: Home = HERE, as_json: AsJson = False) -> None:
     from mlplatform.local.bench_quality import run_bench_quality
 
     raise typer.Exit(run_bench_quality(home, as_json))
+
+
+@bench.command(name="online")
+def bench_online(
+    entities: Annotated[int, typer.Option(min=1000, help="Entities of each of the three views.")] = 20_000, as_json: AsJson = False
+) -> None:
+    """The online store beside Feast's own Redis store: writing, reading, memory. Starts a Valkey of its own."""
+    from mlplatform.local.bench_online import run_bench_online
+
+    raise typer.Exit(run_bench_online(entities, as_json))
 
 
 # --- asking it -------------------------------------------------------------------------------------------------------
@@ -303,8 +319,9 @@ def promote(
     """Let a version serve that passed its gates. Status 1 where it is refused; either is recorded."""
     clients = _clients(home)
     from mlplatform.orchestration.serving_state import promote as move
+    from mlplatform.queries import actor
 
-    decision = move(clients, model, number, actor=_actor(), by_hand=True)
+    decision = move(clients, model, number, actor=actor(), by_hand=True)
     _tell(decision)
     raise typer.Exit(1 if decision.action == "refuse" else 0)
 
@@ -314,9 +331,10 @@ def rollback(model: Model, reason: Annotated[str, typer.Option(help="Why: it goe
     """Back to the version that served before, in one step; recorded."""
     clients = _clients(home)
     from mlplatform.orchestration.serving_state import roll_back
+    from mlplatform.queries import actor
 
     clients.registry.versions(model)  # a misspelt name is told as such
-    _tell(roll_back(clients, model, reason, actor=_actor()))
+    _tell(roll_back(clients, model, reason, actor=actor()))
 
 
 def _clients(home: Path) -> "Clients":
@@ -328,15 +346,6 @@ def _clients(home: Path) -> "Clients":
     clients.redis.ping()
     clients.registry.check()
     return clients
-
-
-def _actor() -> str:
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return f"uid {os.getuid()}"  # a container's user without a name
 
 
 def _tell(decision: "Decision") -> None:

@@ -1,15 +1,11 @@
-"""Whole generations of a view: build one beside the one that is read, verify it, flip, restore, reclaim.
+"""Whole generations of a view: build one beside the one that is read, verify it, flip, restore.
 
 Belongs here: everything that moves a view from one generation to another. Does not belong here: single rows (`writer.py`),
-where a view's rows come from: the caller hands in a function that reads them.
+what is left behind (`reclaim.py`), where a view's rows come from: the caller hands in a function that reads them.
 
 A build announces its generation in the view's pointer, reads its rows, writes them by compare-and-set (pushes go there too, see
 `writer.py`), verifies, and flips the pointer by one atomic step on one key. Readers see the old generation or the
 new one. A builder that dies leaves a generation that nobody reads; the next build takes its place in the pointer.
-
-A generation that is no longer live keeps its manifest for `GRACE_S`, then the manifest expires. A value whose generation is in no
-pointer and has no manifest is garbage. A manifest is there before its generation is announced, and the values come after that: so
-reclaiming can never meet a build.
 """
 
 import contextlib
@@ -18,26 +14,22 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import polars as pl
 from redis.exceptions import RedisError
 
 from mlplatform.feature_store.codec import (
-    COUNTER_KEY,
-    RETIRED_KEY,
     decode_many,
     feature_order,
     generation_of,
     manifest_key,
-    pointer_key,
-    project_prefix,
     value_keys,
 )
 from mlplatform.feature_store.commands import KEYS_PER_COMMAND, Client, Steps, execute, is_cluster, run
 from mlplatform.feature_store.manifest import Manifest
 from mlplatform.feature_store.pointer import Generation, Pointer
+from mlplatform.feature_store.reclaim import reclaim_due, retire
 from mlplatform.feature_store.writer import (
     CALLS_TOGETHER,
     GRACE_S,
@@ -85,14 +77,6 @@ class Built:
     sample: int
     overtaken: int
     newest: datetime | None
-
-
-@dataclass(frozen=True)
-class Reclaimed:
-    """`retiring` generations are kept for readers and writers under way; `keys` values of others were removed."""
-
-    retiring: int
-    keys: int
 
 
 def build_generation(
@@ -152,52 +136,6 @@ def restore(client: Client, project: str, view: str, *, at: datetime, by: str) -
     return manifest
 
 
-def reclaim(client: Client, grace_s: int = GRACE_S) -> Reclaimed:
-    """Retires every generation that is not live, and removes the values of those whose time is over."""
-    retiring = 0
-    for key in list(client.scan_iter(match=COUNTER_KEY + b"*", count=KEYS_PER_COMMAND)):
-        number = key[len(COUNTER_KEY) :]
-        if number.isdigit():
-            retiring += run(client, _retire_unless_live(int(number), grace_s))
-    return Reclaimed(retiring, _remove_garbage(client))
-
-
-def reclaim_due(client: Client) -> int:
-    """Removes the values of retired generations whose time is over, without looking for others. Returns their number."""
-    (members,) = execute(client, [("SMEMBERS", RETIRED_KEY)])
-    numbers = [int(m) for m in members]
-    if not numbers or all(execute(client, [("EXISTS", manifest_key(n)) for n in numbers])):
-        return 0
-    return _remove_garbage(client)
-
-
-def remove_views(client: Client, project: str, view: str | None = None) -> None:
-    """Removes a view's values, or a whole project's, with no time of grace."""
-    pattern = project_prefix(project) if view is None else pointer_key(project, view)
-    found = client.scan_iter(match=literal(pattern) + b"*", count=KEYS_PER_COMMAND) if view is None else [pattern]
-    for key in list(found):
-        raw, _ = execute(client, [("GET", key), ("UNLINK", key)])
-        for generation in Pointer.parse(raw).live():
-            run(client, _retire(generation.number, 0))
-    reclaim_due(client)
-
-
-def pointers(client: Client, project: str | None = None) -> dict[tuple[str, str], Pointer]:
-    """(project, view) → pointer, of every view that was ever written."""
-    prefix = b"fs@" if project is None else project_prefix(project)
-    found = {}
-    for key in sorted(client.scan_iter(match=literal(prefix) + b"*", count=KEYS_PER_COMMAND)):
-        owner, view = key[3:].decode().split(":")
-        found[unquote(owner), unquote(view)] = Pointer.parse(execute(client, [("GET", key)])[0])
-    return found
-
-
-def manifest_of(client: Client, generation: int) -> Manifest | None:
-    """What is known of a generation; None where its manifest is gone."""
-    (raw,) = execute(client, [("GET", manifest_key(generation))])
-    return None if raw is None else Manifest.parse(raw)
-
-
 # --- moves of the pointer --------------------------------------------------------------------------------------------
 
 
@@ -211,7 +149,7 @@ def _announce(view: View, manifest: Manifest) -> Steps[Generation]:
             break
     yield [("SET", manifest_key(generation.number), manifest.json())]
     if before.building not in (None, generation):
-        yield from _retire(before.building.number)
+        yield from retire(before.building.number)
     return generation
 
 
@@ -229,14 +167,14 @@ def _flip(view: View, generation: Generation) -> Steps[None]:
         if (yield from swap(view, raw, before.flipped())):
             break
     if before.previous is not None:
-        yield from _retire(before.previous.number)
+        yield from retire(before.previous.number)
 
 
 def _abandon(view: View, generation: Generation) -> Steps[None]:
     (raw,) = yield [("GET", view.pointer_key)]
     before = Pointer.parse(raw)
     if before.building == generation and (yield from swap(view, raw, before.abandoned())):
-        yield from _retire(generation.number)
+        yield from retire(generation.number)
 
 
 def _restore(project: str, name: str) -> Steps[Pointer]:
@@ -333,52 +271,3 @@ def _record(client: Client, manifest: Manifest, built: Built) -> None:
         newest_event=None if built.newest is None else built.newest.isoformat(),
     )
     execute(client, [("SET", manifest_key(built.generation), verified.json())])
-
-
-# --- reclaiming ------------------------------------------------------------------------------------------------------
-
-
-def _retire(number: int, grace_s: int = GRACE_S) -> Steps[None]:
-    yield [("SADD", RETIRED_KEY, number)]
-    yield [("EXPIRE", manifest_key(number), grace_s)]
-
-
-def _retire_unless_live(number: int, grace_s: int) -> Steps[bool]:
-    """Whether the generation is not live. The time to live is asked first: a manifest without one was in the pointer by then."""
-    (ttl,) = yield [("PTTL", manifest_key(number))]
-    (raw,) = yield [("GET", manifest_key(number))]
-    if raw is None:
-        return False
-    manifest = Manifest.parse(raw)
-    (pointer,) = yield [("GET", pointer_key(manifest.project, manifest.view))]
-    if any(g.number == number for g in Pointer.parse(pointer).live()):
-        return False
-    if ttl == -1:
-        yield from _retire(number, grace_s)
-    else:  # it expires already: a build that ended between two steps of its announcement
-        yield [("SADD", RETIRED_KEY, number)]
-    return True
-
-
-def _remove_garbage(client: Client) -> int:
-    """Removes every value whose generation is in no pointer and has no manifest. Returns how many."""
-    live = {g.number for pointer in pointers(client).values() for g in pointer.live()}
-    (members,) = execute(client, [("SMEMBERS", RETIRED_KEY)])
-    over = [int(m) for m in members]
-    over = [n for n, kept in zip(over, execute(client, [("EXISTS", manifest_key(n)) for n in over]), strict=True) if not kept]
-    removed = 0
-    keys = client.scan_iter(match=b"fs[:{]*", count=KEYS_PER_COMMAND)
-    while page := list(islice(keys, KEYS_PER_COMMAND)):
-        found = {key: place[0] for key in page if (place := generation_of(key)) and place[0] not in live}
-        numbers = sorted(set(found.values()))
-        kept = dict(zip(numbers, execute(client, [("EXISTS", manifest_key(n)) for n in numbers]), strict=True))
-        garbage = [("UNLINK", key) for key, number in found.items() if not kept[number]]
-        removed += sum(execute(client, garbage))
-    if over:
-        execute(client, [("SREM", RETIRED_KEY, *over)])
-    return removed
-
-
-def literal(prefix: bytes) -> bytes:
-    """The prefix as a SCAN pattern that matches itself only."""
-    return b"".join(b"\\" + bytes([c]) if bytes([c]) in b"\\*?[]^-" else bytes([c]) for c in prefix)

@@ -32,8 +32,8 @@ from feast.value_type import ValueType
 from mlplatform.clock import clock_from
 from mlplatform.feature_store.codec import Decoded, JoinValue, encode_many, entity_part, feature_order
 from mlplatform.feature_store.commands import AsyncClient, Client, is_cluster, open_async_client, open_client, run, run_async
-from mlplatform.feature_store.generations import remove_views
 from mlplatform.feature_store.reader import OnlineReader, Request, SyncOnlineReader, ViewLayout
+from mlplatform.feature_store.reclaim import remove_views
 from mlplatform.feature_store.writer import EXACT_INTEGERS, Packed, View, push
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -20,8 +20,9 @@ from redis.exceptions import RedisError, ResponseError
 
 from mlplatform.feature_store.codec import generation_of
 from mlplatform.feature_store.commands import open_async_client, open_client
-from mlplatform.feature_store.generations import build_generation, reclaim, restore
+from mlplatform.feature_store.generations import build_generation, restore
 from mlplatform.feature_store.reader import OnlineReader, SyncOnlineReader, ViewLayout
+from mlplatform.feature_store.reclaim import reclaim
 from mlplatform.feature_store.writer import WriteCounts, write_frame
 
 T0 = datetime(2013, 9, 1, tzinfo=UTC)

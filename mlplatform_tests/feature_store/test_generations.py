@@ -23,16 +23,12 @@ from mlplatform.feature_store.generations import (
     TakenOverError,
     VerificationError,
     build_generation,
-    manifest_of,
-    pointers,
-    reclaim,
-    reclaim_due,
-    remove_views,
     restore,
 )
 from mlplatform.feature_store.pointer import Pointer
 from mlplatform.feature_store.reader import SyncOnlineReader, ViewLayout
-from mlplatform.feature_store.writer import WriteCounts, write_frame
+from mlplatform.feature_store.reclaim import manifest_of, pointers, reclaim, reclaim_due, remove_views
+from mlplatform.feature_store.writer import GRACE_S, WriteCounts, write_frame
 
 T0 = datetime(2013, 9, 1, tzinfo=UTC)
 FEATURES = ("a", "b")
@@ -252,7 +248,7 @@ def test_restoring_what_has_no_generation_before_is_a_clear_error(redis_client: 
 def test_the_generation_before_the_previous_is_reclaimed_after_its_time_of_grace(redis_client: Redis) -> None:
     one, two, three = (build(redis_client, lambda v=v: rows(v)).generation for v in (1.0, 2.0, 3.0))
     assert set(stored(redis_client)) == {one, two, three}
-    assert 0 < redis_client.ttl(manifest_key(one)) <= generations.GRACE_S
+    assert 0 < redis_client.ttl(manifest_key(one)) <= GRACE_S
     assert reclaim_due(redis_client) == 0
     assert reclaim(redis_client).keys == 0
     expire(redis_client)

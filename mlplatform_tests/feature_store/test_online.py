@@ -10,8 +10,8 @@ import pytest
 from redis import Redis
 
 from mlplatform.feature_store.codec import COUNTER_KEY, decode, entity_part, generation_of, pointer_key
-from mlplatform.feature_store.generations import manifest_of, pointers
 from mlplatform.feature_store.reader import SyncOnlineReader
+from mlplatform.feature_store.reclaim import manifest_of, pointers
 from mlplatform.feature_store.writer import write_frame
 
 T0 = datetime(2013, 9, 1, tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""Feature assets: the Feast registry, `offline/<view>` in Delta, `online/<view>` in Redis.
+"""Feature assets: the Feast registry and `offline/<view>` in Delta; `online/<view>` has a file of its own.
 
 Belongs here: which tables a view reads and writes, and what an analyst sees of it. Does not belong here: computing values
 (room `features`) or storing them (`feature_store`).
@@ -12,13 +12,12 @@ import dagster as dg
 import polars as pl
 
 from mlplatform.clients.features import declared_objects
-from mlplatform.clients.lake import DAY, MissingTableError, with_day
-from mlplatform.contracts import ONLINE_PROJECT
-from mlplatform.feature_store.writer import WriteCounts, write_frame
+from mlplatform.clients.lake import with_day
 from mlplatform.features.engine import compute
 from mlplatform.features.plan import ViewPlan, required_days, tick_range
 from mlplatform.features.restate import rows_to_append
 from mlplatform.orchestration import partitions, policy
+from mlplatform.orchestration.assets.online import online_asset
 from mlplatform.orchestration.automation import conditions
 from mlplatform.orchestration.metadata import null_shares, table_schema
 from mlplatform.orchestration.resources import Clients, PlatformResource
@@ -30,7 +29,7 @@ LIVE_SINCE = "mlplatform.live_since"  # commit metadata: the first tick computed
 
 def feature_assets(catalog: Catalog, plans: Mapping[str, ViewPlan]) -> Sequence[dg.AssetsDefinition]:
     """The registry of the catalog's feature package, and two assets for each of its views."""
-    views = [asset for plan in plans.values() for asset in (_offline(catalog, plan), _online(plan))]
+    views = [asset for plan in plans.values() for asset in (_offline(catalog, plan), online_asset(plan))]
     return [_registry(catalog, plans), *views]
 
 
@@ -140,53 +139,3 @@ def _live_since(clients: Clients, plan: ViewPlan, days: DayRange) -> datetime | 
 def _row_count(clients: Clients, plan: ViewPlan) -> int:
     key = ("offline", plan.name)
     return clients.lake.row_count(key) if clients.lake.exists(key) else 0
-
-
-def _online(plan: ViewPlan) -> dg.AssetsDefinition:
-    @dg.multi_asset(
-        specs=[
-            policy.spec(
-                "online",
-                plan.name,
-                description=f"{plan.description}\n\nThe newest value of each entity in Redis, where the prediction service reads it.",
-                owner=plan.owner,
-                deps=[dg.AssetDep(policy.key("offline", plan.name), partition_mapping=dg.AllPartitionMapping())],
-                condition=conditions.newest_values(),
-                metadata={"ttl": str(plan.ttl), "entity": ", ".join(plan.join_keys), "on_stale": plan.recipe.on_stale},
-            )
-        ],
-        name=f"online_{plan.name}",
-    )
-    def online(platform: PlatformResource) -> dg.MaterializeResult:
-        counts, newest = write_online(platform.clients, plan)
-        return dg.MaterializeResult(
-            metadata={
-                "entities_written": counts.written,
-                "entities_already_newest": counts.skipped,
-                "newest_value": dg.MetadataValue.text(newest.isoformat() if newest else "none"),
-            }
-        )
-
-    return online
-
-
-def write_online(clients: Clients, plan: ViewPlan) -> tuple[WriteCounts, datetime | None]:
-    """Writes each entity's newest value that is within the view's ttl; older values would be read as missing anyway."""
-    now = clients.clock.now()
-    days = DayRange((now - plan.ttl).date(), now.date())
-    try:
-        rows = clients.lake.scan(("offline", plan.name), days)
-    except MissingTableError as missing:
-        raise dg.Failure(f"{missing}. Materialize offline/{plan.name} before online/{plan.name}.") from missing
-    newest = (
-        rows.filter(
-            pl.col("event_timestamp") >= pl.lit(now - plan.ttl), pl.col("event_timestamp") <= pl.lit(now), pl.col("created") <= pl.lit(now)
-        )
-        .drop(DAY)
-        .sort("event_timestamp", "created")
-        .unique(list(plan.join_keys), keep="last")
-        .collect()
-    )
-    counts = write_frame(clients.redis, ONLINE_PROJECT, plan.name, plan.join_keys, plan.features, newest)
-    last = newest["event_timestamp"].max() if newest.height else None
-    return counts, last if isinstance(last, datetime) else None
