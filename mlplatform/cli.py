@@ -147,7 +147,7 @@ def quality(home: Home = HERE, as_json: AsJson = False) -> None:
 
 @bench.command(name="online")
 def bench_online(
-    entities: Annotated[int, typer.Option(min=1000, help="Entities of each of the three views.")] = 20_000, as_json: AsJson = False
+    entities: Annotated[int, typer.Option(min=1000, help="Entities of each of the three views.")] = 30_000, as_json: AsJson = False
 ) -> None:
     """The online store beside Feast's own Redis store: writing, reading, memory. Starts a Valkey of its own."""
     from mlplatform.local.bench_online import run_bench_online

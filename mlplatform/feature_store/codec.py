@@ -107,6 +107,9 @@ def manifest_key(generation: int) -> bytes:
 
 def entity_part(view: str, join_values: Sequence[JoinValue]) -> bytes:
     """What tells entities of a view apart. `join_values` in the order of `join_order`. TypeError for anything but str and int."""
+    if len(join_values) == 1 and isinstance(join_values[0], str):  # most are, and a read makes one for each value
+        text = join_values[0].encode()
+        return b"s%d:%b" % (len(text), text)
     parts = []
     for value in join_values:
         if isinstance(value, str):

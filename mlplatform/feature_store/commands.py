@@ -42,6 +42,15 @@ def is_cluster(client: Client | AsyncClient) -> bool:
     return isinstance(client, RedisCluster | AsyncCluster)
 
 
+def get_values(keys: Sequence[bytes], clustered: bool) -> Steps[list[bytes | None]]:
+    """The strings under keys in one round trip, None where there is none; on one server in the order of the keys."""
+    if clustered:
+        # A key may lie anywhere: one GET each, which the client sends to its node, all together.
+        return (yield [("GET", key) for key in keys])
+    chunks = yield [("MGET", *keys[start : start + KEYS_PER_COMMAND]) for start in range(0, len(keys), KEYS_PER_COMMAND)]
+    return [value for chunk in chunks for value in chunk]
+
+
 def run(client: Client, steps: Steps[Result]) -> Result:
     """Drives a protocol through a plain client."""
     try:

@@ -26,7 +26,7 @@ from mlplatform.feature_store.codec import (
     manifest_key,
     value_keys,
 )
-from mlplatform.feature_store.commands import KEYS_PER_COMMAND, Client, Steps, execute, is_cluster, run
+from mlplatform.feature_store.commands import KEYS_PER_COMMAND, Client, Steps, execute, get_values, is_cluster, run
 from mlplatform.feature_store.manifest import Manifest
 from mlplatform.feature_store.pointer import Generation, Pointer
 from mlplatform.feature_store.reclaim import reclaim_due, retire
@@ -243,7 +243,7 @@ def _compare(client: Client, view: View, generation: Generation, rows: Rows) -> 
     n = len(rows.entities)
     chosen = np.sort(np.random.default_rng(generation.number).permutation(n)[:SAMPLE])
     keys = value_keys(generation.number, [rows.entities[i] for i in chosen], is_cluster(client))
-    stored = decode_many(execute(client, [("GET", key) for key in keys]), view.schema, len(view.features))
+    stored = decode_many(run(client, get_values(keys, is_cluster(client))), view.schema, len(view.features))
     overtaken = 0
     for i, found in zip(chosen, stored, strict=True):
         time = (int(rows.event_us[i]), int(rows.created_us[i]))

@@ -25,7 +25,7 @@ from mlplatform.feature_store.codec import (
     schema_hash,
     value_keys,
 )
-from mlplatform.feature_store.commands import KEYS_PER_COMMAND, AsyncClient, Client, Steps, is_cluster, run, run_async
+from mlplatform.feature_store.commands import AsyncClient, Client, Steps, get_values, is_cluster, run, run_async
 from mlplatform.feature_store.pointer import Generation, Pointer
 
 State = Literal["fresh", "expired", "missing"]
@@ -127,21 +127,13 @@ class _Reads:
             keys[view] = [] if generation is None else value_keys(generation.number, entities[view], self.clustered)
         distinct = list(dict.fromkeys(key for view in views for key in keys[view]))
         names = [pointer_key(self.project, view) for view in views]
-        replies = yield from self._get([*distinct, *names])
+        replies = yield from get_values([*distinct, *names], self.clustered)
         for view, raw in zip(views, replies[len(distinct) :], strict=True):
             seen = self.seen.get(view)
             if seen is None or seen.raw != raw:
                 self.seen[view] = _Seen(raw, Pointer.parse(raw).current)
         stored = dict(zip(distinct, replies, strict=False))
         return {view: [stored[key] for key in keys[view]] for view in views}
-
-    def _get(self, keys: Sequence[bytes]) -> Steps[list[bytes | None]]:
-        if self.clustered:
-            # A key may lie anywhere: one GET each, which the client sends to its node, all together.
-            return (yield [("GET", key) for key in keys])
-        starts = range(0, len(keys), KEYS_PER_COMMAND)
-        chunks = yield [("MGET", *keys[start : start + KEYS_PER_COMMAND]) for start in starts]
-        return chunks[0] if len(chunks) == 1 else [value for chunk in chunks for value in chunk]
 
 
 class OnlineReader:

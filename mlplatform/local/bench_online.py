@@ -270,7 +270,8 @@ def _empty(side: Side) -> int:
 def _used(side: Side) -> int:
     # Buffers of answered clients are given back by the server's next round.
     time.sleep(0.3)
-    return int(side.client.info("memory")["used_memory_dataset"])
+    info = side.client.info("memory")
+    return int(info["used_memory"]) - int(info["mem_clients_normal"])
 
 
 def _memory_gb() -> float:
