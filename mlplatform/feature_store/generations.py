@@ -32,6 +32,7 @@ from mlplatform.feature_store.pointer import Generation, Pointer
 from mlplatform.feature_store.reclaim import reclaim_due, retire
 from mlplatform.feature_store.writer import (
     CALLS_TOGETHER,
+    FILL,
     GRACE_S,
     PUT,
     Rows,
@@ -47,7 +48,7 @@ SAMPLE = 1_000  # values read back and compared bit by bit
 
 # KEYS: a value of the current generation and its place in the new one, in turn.
 CARRY_OVER = f"""{PUT}for i = 1, #KEYS, 2 do
-  local value = redis.call('GET', KEYS[i])
+  local value = call('GET', KEYS[i])
   if value then written = written + put(KEYS[i + 1], value) end
 end
 return written"""
@@ -105,7 +106,7 @@ def build_generation(
     generation = run(client, _announce(names, manifest))
     try:
         written = newest_rows(names, join_keys, rows(), event=event, created=created)
-        run(client, put_rows(generation.number, written.packed(names), is_cluster(client)))
+        run(client, put_rows(generation.number, written.packed(names), is_cluster(client), FILL))
         carried = _carry_over(client, names, generation) if carry_over else set()
         _count(client, generation, {*written.entities, *carried})
         sample, overtaken = _compare(client, names, generation, written)

@@ -45,7 +45,8 @@ from mlplatform.feature_store.manifest import Manifest, State
 from mlplatform.feature_store.pointer import SWAP, Generation, Pointer
 
 BATCH = 1_000  # rows per script call: about 0.1 MB, a few milliseconds of the server's time
-CALLS_TOGETHER = 32  # script calls per round trip
+PACKED_TOGETHER = 8_192  # rows whose intermediate arrays stay in the processor's cache
+CALLS_TOGETHER = 8  # script calls per round trip
 
 GRACE_S = 60  # for how long a generation that is not live is kept, for reads and writes that are under way
 
@@ -53,16 +54,17 @@ EXACT_INTEGERS = 2**53  # above this, float64 cannot tell neighbours apart
 
 # Numbers are compared, not strings: Lua's `<` on strings follows the server's locale.
 PUT = """
+local call, sub, unpack = redis.call, string.sub, struct.unpack
 local function put(key, new)
-  local old = redis.call('GETRANGE', key, 0, 19)
+  local old = call('GETRANGE', key, 0, 19)
   local write = #old < 20
   if not write then
-    local head = string.sub(new, 1, 16)
-    if string.sub(old, 1, 16) == head then
-      write = string.sub(old, 17, 20) ~= string.sub(new, 17, 20)
+    local head = sub(new, 1, 16)
+    if sub(old, 1, 16) == head then
+      write = sub(old, 17, 20) ~= sub(new, 17, 20)
     else
-      local a, b, c, d = struct.unpack('>I4I4I4I4', head)
-      local e, f, g, h = struct.unpack('>I4I4I4I4', old)
+      local a, b, c, d = unpack('>I4I4I4I4', head)
+      local e, f, g, h = unpack('>I4I4I4I4', old)
       if a ~= e then write = a > e
       elseif b ~= f then write = b > f
       elseif c ~= g then write = c > g
@@ -70,20 +72,29 @@ local function put(key, new)
     end
   end
   if not write then return 0 end
-  redis.call('SET', key, new)
+  call('SET', key, new)
   return 1
 end
 local written = 0
 """
+
 # ARGV: the length of each value as four bytes, and the values one after the other. Two arguments instead of a thousand: packing
 # arguments is most of a client's work.
-COMPARE_AND_SET = f"""{PUT}local at = 1
+_EACH = """local at = 1
 for i = 1, #KEYS do
-  local size = struct.unpack('>I4', ARGV[1], 4 * i - 3)
-  written = written + put(KEYS[i], string.sub(ARGV[2], at, at + size - 1))
+  local size = unpack('>I4', ARGV[1], 4 * i - 3)
+  written = written + place(KEYS[i], sub(ARGV[2], at, at + size - 1))
   at = at + size
 end
 return written"""
+COMPARE_AND_SET = f"{PUT}local place = put\n{_EACH}"
+
+# The same outcome, in half the time where most keys are not there yet.
+FILL = f"""{PUT}local function place(key, new)
+  if call('SET', key, new, 'NX') then return 1 end
+  return put(key, new)
+end
+{_EACH}"""
 
 
 @dataclass(frozen=True)
@@ -124,7 +135,11 @@ class Rows:
     values: Floats
 
     def packed(self, view: View) -> "Packed":
-        return Packed(self.entities, encode_many(view.schema, self.event_us, self.created_us, self.values))
+        values: list[bytes] = []
+        for start in range(0, len(self.entities), PACKED_TOGETHER):
+            part = slice(start, start + PACKED_TOGETHER)
+            values += encode_many(view.schema, self.event_us[part], self.created_us[part], self.values[part])
+        return Packed(self.entities, values)
 
 
 @dataclass(frozen=True)
@@ -182,22 +197,22 @@ def push(view: View, rows: Packed, clustered: bool) -> Steps[int]:
         (raw,) = yield [("GET", view.pointer_key)]
 
 
-def put_rows(generation: int, rows: Packed, clustered: bool) -> Steps[int]:
+def put_rows(generation: int, rows: Packed, clustered: bool, script: str = COMPARE_AND_SET) -> Steps[int]:
     """Compare-and-set of rows in one generation. Returns how many were stored."""
     written = 0
-    calls = script_calls(generation, rows, clustered)
+    calls = script_calls(generation, rows, clustered, script)
     while together := list(islice(calls, CALLS_TOGETHER)):
         written += sum((yield together))
     return written
 
 
-def script_calls(generation: int, rows: Packed, clustered: bool) -> Iterator[Command]:
+def script_calls(generation: int, rows: Packed, clustered: bool, script: str) -> Iterator[Command]:
     """Calls of the script, of at most `BATCH` rows each."""
     keys = value_keys(generation, rows.entities, clustered)
     for chosen in grouped(rows.entities, clustered):
         values = [rows.values[i] for i in chosen]
         sizes = struct.pack(f">{len(values)}I", *map(len, values))
-        yield ("EVAL", COMPARE_AND_SET, len(chosen), *(keys[i] for i in chosen), sizes, b"".join(values))
+        yield ("EVAL", script, len(chosen), *(keys[i] for i in chosen), sizes, b"".join(values))
 
 
 def grouped(entities: Sequence[bytes], clustered: bool) -> Iterator[Sequence[int]]:

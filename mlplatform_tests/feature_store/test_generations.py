@@ -193,8 +193,8 @@ def test_a_generation_that_lost_values_is_not_flipped_to(redis_client: Redis, mo
     build(redis_client, lambda: rows(1.0))
     put = generations.put_rows
 
-    def losing(generation: int, packed: Any, clustered: bool) -> Any:
-        stored_rows = yield from put(generation, packed, clustered)
+    def losing(generation: int, packed: Any, clustered: bool, script: str) -> Any:
+        stored_rows = yield from put(generation, packed, clustered, script)
         redis_client.delete(*value_keys(generation, [entity_part("v", [3])]))
         return stored_rows
 
@@ -207,8 +207,8 @@ def test_a_generation_that_lost_values_is_not_flipped_to(redis_client: Redis, mo
 def test_a_generation_with_a_changed_bit_is_not_flipped_to(redis_client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     put = generations.put_rows
 
-    def flipping(generation: int, packed: Any, clustered: bool) -> Any:
-        stored_rows = yield from put(generation, packed, clustered)
+    def flipping(generation: int, packed: Any, clustered: bool, script: str) -> Any:
+        stored_rows = yield from put(generation, packed, clustered, script)
         key = value_keys(generation, [entity_part("v", [3])])[0]
         value = redis_client.get(key)
         redis_client.set(key, value[:-1] + bytes([value[-1] ^ 1]))

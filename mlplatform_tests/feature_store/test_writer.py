@@ -22,7 +22,7 @@ from mlplatform.feature_store.codec import (
 )
 from mlplatform.feature_store.commands import run
 from mlplatform.feature_store.pointer import Pointer
-from mlplatform.feature_store.writer import BATCH, Packed, WriteCounts, entity_parts, put_rows, write_frame
+from mlplatform.feature_store.writer import BATCH, COMPARE_AND_SET, FILL, Packed, WriteCounts, entity_parts, put_rows, write_frame
 
 T0 = datetime(2013, 9, 1, tzinfo=UTC)
 FEATURES = ("a", "b")
@@ -36,9 +36,9 @@ def packed(event: int, created: int, value: float = 0.0, schema: int = SCHEMA) -
 GENERATION = 7
 
 
-def write_packed(client: Redis, entities: list[bytes], values: list[bytes]) -> int:
+def write_packed(client: Redis, entities: list[bytes], values: list[bytes], script: str = COMPARE_AND_SET) -> int:
     """Compare-and-set in a generation of the test's own."""
-    return run(client, put_rows(GENERATION, Packed(entities, values), clustered=False))
+    return run(client, put_rows(GENERATION, Packed(entities, values), clustered=False, script=script))
 
 
 def key(entity: bytes, generation: int = GENERATION) -> bytes:
@@ -116,7 +116,7 @@ def test_the_greatest_time_stays_whatever_the_order(valkey_url: str, times: list
     client.delete(key(b"k"))
     shuffled = sorted(times, key=lambda _: random.random())  # type: ignore[attr-defined]
     for event, created in shuffled:
-        write_packed(client, [b"k"], [packed(event, created)])
+        write_packed(client, [b"k"], [packed(event, created)], random.choice((COMPARE_AND_SET, FILL)))  # type: ignore[attr-defined]
     assert client.get(key(b"k"))[:PREFIX_BYTES] == packed(*max(times))[:PREFIX_BYTES]
     client.close()
 
