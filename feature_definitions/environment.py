@@ -14,7 +14,8 @@ def feast_environment(settings: Settings) -> dict[str, str]:
     return {
         "MLPLATFORM_LAKE": settings.lake_root,
         "MLPLATFORM_FEAST_REGISTRY": registry,
-        "MLPLATFORM_REDIS_URL": settings.redis_url.get_secret_value(),
+        "FEAST_ONLINE_URL": settings.online_redis_url,
+        "FEAST_ONLINE_CLUSTER": str(settings.online_cluster).lower(),
         "FEAST_REGISTRY_TYPE": "file" if is_file else "sql",
         **settings.storage_options(),
     }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlplatform import cli_features
+from mlplatform.cli_online import online
 from mlplatform.cli_options import HERE, AsJson, Home
 from mlplatform.cli_options import now as _now
 from mlplatform.cli_options import settings_of as _settings
@@ -34,6 +35,7 @@ bench = typer.Typer(help="Measurements: what the platform's promises are checked
 app.add_typer(bench, name="bench")
 app.command()(cli_features.features)
 app.command()(cli_features.fingerprint)
+app.add_typer(online, name="online")
 
 Model = Annotated[str, typer.Argument(help="Name of the model, as flight_disruption.")]
 
@@ -41,6 +43,10 @@ Model = Annotated[str, typer.Argument(help="Name of the model, as flight_disrupt
 _MENDS = {
     "RegistryUnreachableError": "is the platform running? `mlplatform up`, or look with `mlplatform doctor`",
     "UnknownModelError": "`mlplatform models` lists what is registered",
+    "NoPreviousGenerationError": "`mlplatform online status` shows the generations there are",
+    "TakenOverError": "`mlplatform online status` shows what is read; nothing else is to be done",
+    "VerificationError": "readers are not affected; `mlplatform doctor`, then try again",
+    "Failure": "",
     "NothingToRollBackToError": "`mlplatform history MODEL` shows what served",
     "HomeInUseError": "`mlplatform down` ends it, or take another --home",
     "ServiceFailedError": "the log named above tells why; `mlplatform doctor` looks at the rest",
@@ -187,6 +193,16 @@ def bench_stream(
     raise typer.Exit(run_bench_stream(seconds, rate, kills, as_json))
 
 
+@bench.command(name="online")
+def bench_online(
+    entities: Annotated[int, typer.Option(min=1000, help="Entities of each of the three views.")] = 30_000, as_json: AsJson = False
+) -> None:
+    """The online store beside Feast's own Redis store: writing, reading, memory. Starts a Valkey of its own."""
+    from mlplatform.local.bench_online import run_bench_online
+
+    raise typer.Exit(run_bench_online(entities, as_json))
+
+
 # --- asking it -------------------------------------------------------------------------------------------------------
 
 
@@ -319,8 +335,9 @@ def promote(
     """Let a version serve that passed its gates. Status 1 where it is refused; either is recorded."""
     clients = _clients(home)
     from mlplatform.orchestration.serving_state import promote as move
+    from mlplatform.queries import actor
 
-    decision = move(clients, model, number, actor=_actor(), by_hand=True)
+    decision = move(clients, model, number, actor=actor(), by_hand=True)
     _tell(decision)
     raise typer.Exit(1 if decision.action == "refuse" else 0)
 
@@ -330,9 +347,10 @@ def rollback(model: Model, reason: Annotated[str, typer.Option(help="Why: it goe
     """Back to the version that served before, in one step; recorded."""
     clients = _clients(home)
     from mlplatform.orchestration.serving_state import roll_back
+    from mlplatform.queries import actor
 
     clients.registry.versions(model)  # a misspelt name is told as such
-    _tell(roll_back(clients, model, reason, actor=_actor()))
+    _tell(roll_back(clients, model, reason, actor=actor()))
 
 
 def _clients(home: Path) -> "Clients":
@@ -344,15 +362,6 @@ def _clients(home: Path) -> "Clients":
     clients.redis.ping()
     clients.registry.check()
     return clients
-
-
-def _actor() -> str:
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return f"uid {os.getuid()}"  # a container's user without a name
 
 
 def _tell(decision: "Decision") -> None:

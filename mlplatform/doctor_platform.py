@@ -67,6 +67,8 @@ def services(patient: Patient) -> Iterator[Finding]:
 
 def redis(patient: Patient) -> Iterator[Finding]:
     yield _ping(patient, "redis", patient.settings.redis_url.get_secret_value(), "check MLPLATFORM_REDIS_URL, and that the server runs")
+    if patient.settings.online_url.get_secret_value():
+        yield _ping(patient, "online store", patient.settings.online_redis_url, "check MLPLATFORM_ONLINE_URL, and that the server runs")
 
 
 def _ping(patient: Patient, check: str, url: str, mend: str) -> Finding:

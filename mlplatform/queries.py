@@ -4,6 +4,7 @@ Belongs here: asking the platform's parts and putting the answers together. Does
 (`queries_features`), printing (`cli`), changing anything. Heavy libraries are imported by the question that needs them.
 """
 
+import getpass
 import json
 import os
 import urllib.error
@@ -48,6 +49,14 @@ def use_home(home: Path) -> "Settings":
         os.environ.setdefault(name, value)
     load_settings.cache_clear()
     return load_settings()
+
+
+def actor() -> str:
+    """Who asks for it, as the history names them."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return f"uid {os.getuid()}"  # a container's user without a name
 
 
 def _recorded_environment(home: Path) -> dict[str, str]:

@@ -30,16 +30,25 @@ def view(settings: "Settings", name: str, now: datetime) -> dict[str, Any]:
 
     Raises QuestionError for a name nobody declares.
     """
-    declared = _declared(settings)
-    if name not in declared:
-        raise QuestionError(f"no view '{name}' is declared: choose one of {', '.join(sorted(declared))}")
-    plan, used_by = declared[name]
+    plan, used_by = _declaration(settings, name)
     lake = _lake(settings)
     state = _state(lake, plan, now)
     profiles = _profiles(lake, plan, now) if state["newest_value"] is not None else {}
     inputs = {source: lookback.total_seconds() for source, lookback in plan.recipe.inputs.items()}
     features = [_feature(plan, feature) | profiles.get(feature, {}) for feature in plan.features]
     return {**_view(plan, used_by), "inputs_lookback_s": inputs, **state, "features": features}
+
+
+def plan_of(settings: "Settings", name: str) -> "ViewPlan":
+    """The plan of a declared view. Raises QuestionError for a name nobody declares."""
+    return _declaration(settings, name)[0]
+
+
+def _declaration(settings: "Settings", name: str) -> "tuple[ViewPlan, Sequence[Consumer]]":
+    declared = _declared(settings)
+    if name not in declared:
+        raise QuestionError(f"no view '{name}' is declared: choose one of {', '.join(sorted(declared))}")
+    return declared[name]
 
 
 def fingerprint(settings: "Settings", table: str, version: int | None, verify: bool) -> dict[str, Any]:

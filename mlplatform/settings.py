@@ -28,11 +28,13 @@ class Settings(BaseSettings):
     clock: str = Field("system", description="'system', or the file of a simulated clock (local profile only)")
 
     lake: str = Field("", description="Root of the Delta tables: a folder or s3://bucket/prefix. Default: HOME/lake")
-    redis_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="Online store, streams and notifications")
-    mlflow_url: str = Field("", repr=False, description="MLflow tracking server. Default: HOME's own store")
-    optuna_storage: str = Field(
-        "", repr=False, description="Optuna storage: a journal file or an RDB URL. Default: HOME/optuna/journal.log"
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"), description="Streams and notifications; the online store too, unless ONLINE_URL is set"
     )
+    online_url: SecretStr = Field(SecretStr(""), description="Redis URL of the online store (rediss:// is TLS). Default: REDIS_URL")
+    online_cluster: bool = Field(False, description="The online store is a Redis Cluster; ONLINE_URL names one of its nodes")
+    mlflow_url: str = Field("", repr=False, description="MLflow tracking server. Default: HOME's own store")
+    optuna_storage: str = Field("", repr=False, description="Optuna: a journal file or an RDB URL. Default: HOME/optuna/journal.log")
     feast_registry: str = Field("", repr=False, description="Feast registry: a file or a SQL URL. Default: HOME/feast/registry.db")
 
     source_reference: SecretStr = Field(SecretStr(""), description="SQL URL of the reference data (planes, airlines, airports)")
@@ -63,6 +65,10 @@ class Settings(BaseSettings):
     @property
     def lake_root(self) -> str:
         return self.lake or str(self.home.absolute() / "lake")
+
+    @property
+    def online_redis_url(self) -> str:
+        return self.online_url.get_secret_value() or self.redis_url.get_secret_value()
 
     @property
     def mlflow_uri(self) -> str:
@@ -105,6 +111,12 @@ class Settings(BaseSettings):
         return text
 
     @model_validator(mode="after")
+    def _a_cluster_is_a_redis_of_its_own(self) -> Self:
+        if self.online_cluster and not self.online_url.get_secret_value():
+            raise ValueError("MLPLATFORM_ONLINE_CLUSTER needs MLPLATFORM_ONLINE_URL: streams and notices do not live in a cluster")
+        return self
+
+    @model_validator(mode="after")
     def _production_refuses_defaults(self) -> Self:
         if self.profile is not Profile.PRODUCTION:
             return self
@@ -115,6 +127,8 @@ class Settings(BaseSettings):
             problems.append("MLPLATFORM_LAKE must be an s3:// address: replicas share it")
         if "@" not in self.redis_url.get_secret_value():
             problems.append("MLPLATFORM_REDIS_URL must carry a password")
+        if "@" not in self.online_redis_url:
+            problems.append("MLPLATFORM_ONLINE_URL must carry a password")
         if not self.mlflow_url.startswith(("http://", "https://")):
             problems.append("MLPLATFORM_MLFLOW_URL must be an MLflow server")
         if "://" not in self.optuna_storage:

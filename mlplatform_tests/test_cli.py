@@ -26,20 +26,8 @@ from mlplatform.records import LedgerEntry
 from mlplatform.settings import load_settings
 
 COMMANDS = [
-    "demo",
-    "stream",
-    "up",
-    "down",
-    "status",
-    "doctor",
-    "models",
-    "history",
-    "promote",
-    "rollback",
-    "replay",
-    "bench",
-    "features",
-    "fingerprint",
+    *("demo", "stream", "up", "down", "status", "doctor", "models", "history", "promote", "rollback", "replay", "bench"),
+    *("features", "fingerprint", "online"),
     "version",
 ]
 HEAVY = ("dagster", "mlflow", "feast", "polars", "pandas", "numpy", "rich.console", "pydantic", "httpx", "redis")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
-from redis.asyncio import Redis
 
 from mlplatform.clock import Clock
+from mlplatform.feature_store.commands import AsyncClient
 from serving_app.batcher import Batcher
 from serving_app.metrics import Metrics
 from serving_app.model_watcher import ModelWatcher
@@ -25,7 +25,7 @@ class Serving:
     settings: ServingSettings
     clock: Clock
     device: str
-    redis: "Redis"
+    online: AsyncClient
     router: ModelRouter
     watcher: ModelWatcher
     batcher: Batcher

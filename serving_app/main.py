@@ -18,6 +18,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from mlplatform.clock import clock_from
+from mlplatform.feature_store.commands import AsyncClient, open_async_client
 from serving_app.batcher import Batcher
 from serving_app.deps import Serving
 from serving_app.device import pick_device
@@ -71,6 +72,10 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack) -> Serving:
     metrics = Metrics()
     ProcessCollector(registry=metrics.registry)
     redis = await stack.enter_async_context(_redis(settings, settings.serving_redis_timeout_s))
+    online: AsyncClient = redis
+    if settings.online_url.get_secret_value():
+        online = _online(settings)
+        stack.push_async_callback(online.aclose)
     subscriber = await stack.enter_async_context(_redis(settings, None))
     registry = (
         await stack.enter_async_context(MlflowRegistry(settings.registry_url, settings.serving_registry_timeout_s))
@@ -85,11 +90,11 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack) -> Serving:
     options = LoadOptions(device, settings.serving_threads)
     watcher = ModelWatcher(settings.model_names, registry, ModelCache(settings.model_cache), router, metrics, options)
     clock = clock_from(settings.clock)
-    batcher = Batcher(OnlineFeatures(redis, settings.serving_redis_timeout_s), clock, metrics)
+    batcher = Batcher(OnlineFeatures(online, settings.serving_redis_timeout_s), clock, metrics)
     for work in (_watch(watcher, settings.serving_poll_s), watcher.listen_forever(subscriber)):
         stack.push_async_callback(_cancel, asyncio.create_task(work))
     log.info("service_started", device=device, models=settings.serving_models or "all with the alias production")
-    return Serving(settings, clock, device, redis, router, watcher, batcher, prediction_log, metrics)
+    return Serving(settings, clock, device, online, router, watcher, batcher, prediction_log, metrics)
 
 
 async def _watch(watcher: ModelWatcher, every_s: float) -> None:
@@ -116,6 +121,18 @@ def _redis(settings: ServingSettings, timeout_s: float | None) -> "Redis":
         health_check_interval=15 if timeout_s is None else 0,
         # One more try at once: after a restart of Redis every pooled connection is stale. Waiting longer is the callers' business.
         retry=Retry(NoBackoff(), 1),
+    )
+
+
+def _online(settings: ServingSettings) -> AsyncClient:
+    """The online store, where it is not the Redis of the prediction log and the notices: a cluster, say."""
+    timeout_s = settings.serving_redis_timeout_s
+    return open_async_client(
+        settings.online_redis_url,
+        settings.online_cluster,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        socket_keepalive=True,
     )
 
 

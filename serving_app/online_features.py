@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from itertools import groupby
 
 import structlog
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from mlplatform.feature_store.commands import AsyncClient
 from mlplatform.feature_store.reader import OnlineReader, Request
 from serving_app.features import Found, Unreadable
 
@@ -20,17 +20,21 @@ log = structlog.get_logger(__name__)
 class OnlineFeatures:
     """Reads through one asyncio client with `decode_responses=False`."""
 
-    def __init__(self, redis: "Redis", timeout_s: float) -> None:
+    def __init__(self, redis: AsyncClient, timeout_s: float) -> None:
         self._redis = redis
         self._timeout_s = timeout_s
         self._away = False
         self._unreadable: set[str] = set()
+        # A reader remembers which generation of each view is read.
+        self._readers: dict[str, OnlineReader] = {}
 
     async def read(self, project: str, requests: Sequence[Request]) -> list[Found] | None:
         """One value per request; None for all where the store did not answer within the time limit."""
         if not requests:
             return []
-        reader = OnlineReader(self._redis, project)
+        reader = self._readers.get(project)
+        if reader is None:
+            reader = self._readers[project] = OnlineReader(self._redis, project)
         try:
             async with asyncio.timeout(self._timeout_s):
                 try:

@@ -19,7 +19,12 @@ class ServingSettings(BaseSettings):
     profile: Literal["local", "production"] = Field("local", description="production refuses unsafe defaults")
     home: Path = Field(Path(".mlplatform"), description="Verified models are kept under HOME/serving/models")
     clock: str = Field("system", description="'system', or the file of a simulated clock (local profile only)")
-    redis_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="Online store, prediction log and notifications")
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"),
+        description="Prediction log and notifications; the online store too, unless ONLINE_URL is set",
+    )
+    online_url: SecretStr = Field(SecretStr(""), description="Redis URL of the online store (rediss:// is TLS). Default: REDIS_URL")
+    online_cluster: bool = Field(False, description="The online store is a Redis Cluster; ONLINE_URL names one of its nodes")
     mlflow_url: str = Field("", repr=False, description="MLflow server, http(s); empty: serve what the verified cache holds")
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda[:n]; cuda fails loudly where there is none"
@@ -45,6 +50,10 @@ class ServingSettings(BaseSettings):
         return self.home.absolute() / "serving" / "models"
 
     @property
+    def online_redis_url(self) -> str:
+        return self.online_url.get_secret_value() or self.redis_url.get_secret_value()
+
+    @property
     def registry_url(self) -> str:
         """The MLflow server without a trailing slash, or '' where none is set."""
         return self.mlflow_url.rstrip("/")
@@ -66,6 +75,8 @@ class ServingSettings(BaseSettings):
             problems.append("MLPLATFORM_CLOCK must be 'system'")
         if "@" not in self.redis_url.get_secret_value():
             problems.append("MLPLATFORM_REDIS_URL must carry a password")
+        if "@" not in self.online_redis_url:
+            problems.append("MLPLATFORM_ONLINE_URL must carry a password")
         if not self.mlflow_url:
             problems.append("MLPLATFORM_MLFLOW_URL must be an MLflow server")
         if problems:

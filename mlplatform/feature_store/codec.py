@@ -1,35 +1,49 @@
-"""The byte layout of the online store, shared by the Feast plug-in, the fast writer and the prediction service.
+"""The byte layout of the online store, shared by the Feast plug-in, the writers and the prediction service.
 
 Belongs here: keys, packed values and their order, with NumPy and the standard library only. Does not belong here: any
 client, Feast, Polars or pandas: the service imports this on its hot path.
 
-**Key** of one entity of one view: `fs:<project>:<view>:` and then each join value, `s<bytes>:<utf-8>` for a string and
-`i<decimal>;` for an integer. `%` and `:` in the two names are percent-escaped. Each part says where it ends, so no two
-(project, view, values) share a key, and the integer 1 is not the string "1". Join values stand in the order of the
-view's **join keys sorted by name**, whatever order a view or a caller lists them in. (Feast's own serialisation carries
-the names in every key and is not used.) A view without entities has no values.
+**Keys.** All of the store's keys begin with `fs`, followed by one of four signs:
 
-**Value**, 20 + 8·n bytes:
+| key | content |
+|---|---|
+| `fs@<project>:<view>` | the view's pointer: which generations are live (`generations.Pointer`) |
+| `fs:<generation>:<entity>` | one packed value; in a Redis Cluster `fs{<bucket>}:<generation>:<entity>` |
+| `fs#<generation>` | the generation's manifest (JSON); a value without one is garbage |
+| `fs#`, `fs#retired` | the last generation number given out; the generations whose values wait to be removed |
+
+Generation numbers are given out once in a database, over all projects and views: so a value's key needs neither name (they
+would take a quarter of the memory), and no later generation can meet an earlier one's values. `<entity>` is each
+join value, `s<bytes>:<utf-8>` for a string and `i<decimal>;` for an integer: each part says where it ends, and the
+integer 1 is not the string "1". Join values stand in the order of the view's **join keys sorted by name**, whatever order
+a view or a caller lists them in. A view without entities has none. `<bucket>` is CRC-32 of `<entity>` modulo 256, a hash tag: what
+shares a bucket shares a slot, in every generation. In names `%`, `:`, `{` and `}` are percent-escaped.
+
+**Value**, 20 bytes of header, ceil(n/4) of widths and 1 to 8 bytes for each of n features:
 
 | bytes | content |
 |---|---|
 | 0-7 | event time, microseconds since 1970 UTC, as unsigned big-endian of (time + 2**63) |
 | 8-15 | created time, likewise |
 | 16-19 | schema hash, unsigned big-endian |
-| 20- | n float64, little-endian, in the order of the feature names sorted; NaN is null (one NaN only: 0x7ff8000000000000) |
+| 20- | two bits for each feature, the first in the lowest: 0 = uint8, 1 = float16, 2 = float32, 3 = float64 |
+| then | the features sorted by name, little-endian, each in the narrowest of the four that holds its float64 to the last bit |
 
-The shift by 2**63 makes the first 16 bytes compare, as bytes, in the order of (event time, created), also before 1970.
+NaN is null (one NaN only). The shift by 2**63 makes the first 16 bytes compare, as bytes, in the order of (event time,
+created), also before 1970. The narrowest width is the only one written, so equal rows are equal bytes whoever packed them.
 
 Features are sorted by name because their declared order does not survive: Feast 0.67 writes the schema of a
 StreamFeatureView to its registry from a `set`, in another order each time. `writer.write_frame` and `reader.ViewLayout`
 see to the order; who calls `schema_hash`, `encode` and `decode` directly names features and values in `feature_order`.
 """
 
+import re
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -40,18 +54,24 @@ JoinValue = str | int
 
 PREFIX_BYTES = 16  # (event time, created): what decides which of two values stays
 HEADER_BYTES = 20
+BUCKETS = 256  # hash tags of a Redis Cluster: enough to spread over its nodes, few enough to fill a script call
+
+COUNTER_KEY = b"fs#"
+RETIRED_KEY = b"fs#retired"
+_VALUE_KEY = re.compile(rb"fs(?:\{\d+\})?:(\d+):", re.DOTALL)
 
 _SHIFT = 1 << 63
 _HEADER = struct.Struct(">QQI")
 _NAN = np.float64("nan")
+_WIDTHS = np.array([1, 2, 4, 8])
+_LETTERS = "Befd"  # of `struct`, by width code
 
 
 class SchemaMismatchError(ValueError):
     """A stored value was packed under another feature list than the reader's: it is refused, never misread."""
 
 
-@dataclass(frozen=True, eq=False)
-class Decoded:
+class Decoded(NamedTuple):
     """One stored value: times in microseconds since 1970 UTC, `values` float64 of shape (n_features,), NaN = null."""
 
     event_us: int
@@ -70,19 +90,27 @@ def feature_order(features: Sequence[str]) -> tuple[str, ...]:
 
 
 def project_prefix(project: str) -> bytes:
-    """What the keys of a project begin with, and no other key does."""
-    return f"fs:{_escape(project)}:".encode()
+    """What the pointers of a project begin with, and no other key does."""
+    return f"fs@{_escape(project)}:".encode()
 
 
 @lru_cache(maxsize=4096)
-def key_prefix(project: str, view: str) -> bytes:
-    """What the keys of all entities of a view begin with, and no other key does."""
-    return project_prefix(project) + f"{_escape(view)}:".encode()
+def pointer_key(project: str, view: str) -> bytes:
+    """The key that says which generations of a view are live."""
+    return project_prefix(project) + _escape(view).encode()
 
 
-def entity_key(project: str, view: str, join_values: Sequence[JoinValue]) -> bytes:
-    """The key of one entity. `join_values` in the order of `join_order`. Raises TypeError for anything but str and int."""
-    parts = [key_prefix(project, view)]
+def manifest_key(generation: int) -> bytes:
+    """The key of what is known of a generation."""
+    return COUNTER_KEY + b"%d" % generation
+
+
+def entity_part(view: str, join_values: Sequence[JoinValue]) -> bytes:
+    """What tells entities of a view apart. `join_values` in the order of `join_order`. TypeError for anything but str and int."""
+    if len(join_values) == 1 and isinstance(join_values[0], str):  # most are, and a read makes one for each value
+        text = join_values[0].encode()
+        return b"s%d:%b" % (len(text), text)
+    parts = []
     for value in join_values:
         if isinstance(value, str):
             text = value.encode()
@@ -92,6 +120,20 @@ def entity_key(project: str, view: str, join_values: Sequence[JoinValue]) -> byt
         else:
             raise TypeError(f"view {view}: a join value must be a string or an integer, not {type(value).__name__} ({value!r})")
     return b"".join(parts)
+
+
+def value_keys(generation: int, entities: Sequence[bytes], clustered: bool = False) -> list[bytes]:
+    """The keys of entities' values in a generation."""
+    if clustered:
+        return [b"fs{%d}:%d:%b" % (crc32(e) % BUCKETS, generation, e) for e in entities]
+    prefix = b"fs:%d:" % generation
+    return [prefix + e for e in entities]
+
+
+def generation_of(key: bytes) -> tuple[int, bytes] | None:
+    """(generation, entity) of a value's key; None for any other key."""
+    found = _VALUE_KEY.match(key)
+    return (int(found[1]), key[found.end() :]) if found else None
 
 
 @lru_cache(maxsize=4096)
@@ -115,36 +157,99 @@ def encode_many(schema: int, event_us: Micros, created_us: Micros, values: Float
     rows, features = values.shape
     if event_us.shape != (rows,) or created_us.shape != (rows,):
         raise ValueError(f"{rows} rows of values, but times of shape {event_us.shape} and {created_us.shape}")
-    width = HEADER_BYTES + 8 * features
-    packed = np.empty((rows, width), np.uint8)
-    packed[:, 0:8] = _ordered_bytes(event_us)
-    packed[:, 8:16] = _ordered_bytes(created_us)
-    packed[:, 16:20] = np.frombuffer(schema.to_bytes(4, "big"), np.uint8)
     # One bit pattern for null, so that equal rows are equal bytes whoever packed them.
-    clean = np.where(np.isnan(values), _NAN, values).astype("<f8")
-    packed[:, 20:] = np.ascontiguousarray(clean).view(np.uint8).reshape(rows, 8 * features)
-    flat = packed.tobytes()
-    return [flat[start : start + width] for start in range(0, rows * width, width)]
+    clean = np.where(np.isnan(values), _NAN, values).astype(np.float64)
+    forms, codes = _narrowest(clean)
+    head = _head_bytes(features)
+    widths = _WIDTHS[codes]
+    lengths = head + widths.sum(axis=1)
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    flat = np.zeros(int(ends[-1]) if rows else 0, np.uint8)
+    flat[starts[:, None] + np.arange(head)] = _heads(schema, event_us, created_us, codes)
+    places = starts[:, None] + head + np.cumsum(widths, axis=1) - widths
+    for code, form in enumerate(forms):
+        chosen = codes == code
+        raw = form[chosen].view(np.uint8).reshape(-1, _WIDTHS[code])
+        flat[places[chosen][:, None] + np.arange(_WIDTHS[code])] = raw
+    text = flat.tobytes()
+    return [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
 
 
 def decode(packed: bytes | None, schema: int, n_features: int) -> Decoded | None:
-    """Unpacks one value; None where there is none.
+    """Unpacks one value; None where there is none. Errors as `decode_many`."""
+    return decode_many([packed], schema, n_features)[0]
 
-    Raises SchemaMismatchError where it was packed under another schema, ValueError where its length is not of this layout.
-    `values` stand in `feature_order` and are read-only: they look into `packed`.
+
+def decode_many(
+    packed: Sequence[bytes | None], schema: int, n_features: int, places: npt.NDArray[np.intp] | None = None
+) -> list[Decoded | None]:
+    """Unpacks a view's values; None where there is none. `values` stand in `feature_order`, or are picked by `places`.
+
+    Raises SchemaMismatchError where one was packed under another schema, ValueError where its length is not of this layout.
     """
-    if packed is None:
-        return None
-    if len(packed) < HEADER_BYTES:
+    head = _head_bytes(n_features)
+    rows = [_numbers(value, schema, n_features, head) for value in packed if value is not None]
+    matrix = np.array(rows, np.float64).reshape(len(rows), n_features)
+    values = iter(matrix if places is None else matrix[:, places])
+    return [None if value is None else Decoded(*_times(value), next(values)) for value in packed]
+
+
+def _numbers(packed: bytes, schema: int, n_features: int, head: int) -> tuple[float, ...]:
+    if len(packed) < head:
         raise ValueError(f"an online value of {len(packed)} bytes is shorter than its header: something else wrote this key")
-    event, created, stored = _HEADER.unpack_from(packed)
+    stored = int.from_bytes(packed[PREFIX_BYTES:HEADER_BYTES], "big")
     if stored != schema:
         raise SchemaMismatchError(
             f"the stored value has schema {stored:08x}, the reader expects {schema:08x}: the view's features changed; materialize it again"
         )
-    if len(packed) != HEADER_BYTES + 8 * n_features:
+    layout = _unpacker(packed[HEADER_BYTES:head], n_features)
+    if len(packed) != head + layout.size:
         raise ValueError(f"an online value of {len(packed)} bytes does not hold {n_features} features")
-    return Decoded(event - _SHIFT, created - _SHIFT, np.frombuffer(packed, "<f8", offset=HEADER_BYTES))
+    return layout.unpack_from(packed, head)
+
+
+def _times(packed: bytes) -> tuple[int, int]:
+    event, created, _ = _HEADER.unpack_from(packed)
+    return event - _SHIFT, created - _SHIFT
+
+
+def _head_bytes(features: int) -> int:
+    return HEADER_BYTES + (features + 3) // 4
+
+
+@lru_cache(maxsize=65_536)
+def _unpacker(codes: bytes, features: int) -> struct.Struct:
+    """How to read the numbers behind these width codes. A view's rows share few of them."""
+    return struct.Struct("<" + "".join(_LETTERS[codes[i // 4] >> 2 * (i % 4) & 3] for i in range(features)))
+
+
+def _narrowest(clean: Floats) -> tuple[list[npt.NDArray[np.generic]], npt.NDArray[np.uint8]]:
+    """The values in each of the four forms, and the code of the narrowest that keeps every bit."""
+    bits = clean.view(np.int64)
+    codes = np.full(clean.shape, 3, np.uint8)
+    forms: list[npt.NDArray[np.generic]] = [clean.astype("<f8")]
+    for code, form in ((2, "<f4"), (1, "<f2"), (0, "u1")):
+        # What does not fit shows in the comparison; the cast need not say so too.
+        with np.errstate(all="ignore"):
+            narrow = clean.astype(form)
+        codes[narrow.astype(np.float64).view(np.int64) == bits] = code
+        forms.insert(0, narrow)
+    return forms, codes
+
+
+def _heads(schema: int, event_us: Micros, created_us: Micros, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Header and widths of each row, shape (n, head)."""
+    rows, features = codes.shape
+    head = _head_bytes(features)
+    made = np.empty((rows, head), np.uint8)
+    made[:, 0:8] = _ordered_bytes(event_us)
+    made[:, 8:16] = _ordered_bytes(created_us)
+    made[:, 16:20] = np.frombuffer(schema.to_bytes(4, "big"), np.uint8)
+    quads = np.zeros((rows, (head - HEADER_BYTES) * 4), np.uint8)
+    quads[:, :features] = codes
+    made[:, HEADER_BYTES:] = quads[:, 0::4] | quads[:, 1::4] << 2 | quads[:, 2::4] << 4 | quads[:, 3::4] << 6
+    return made
 
 
 def _ordered_bytes(times: Micros) -> npt.NDArray[np.uint8]:
@@ -154,4 +259,6 @@ def _ordered_bytes(times: Micros) -> npt.NDArray[np.uint8]:
 
 
 def _escape(name: str) -> str:
-    return name.replace("%", "%25").replace(":", "%3A")
+    for sign in "%:{}":
+        name = name.replace(sign, f"%{ord(sign):02X}")
+    return name

@@ -16,8 +16,8 @@ from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
 
+from mlplatform.feature_store.generations import build_generation
 from mlplatform.feature_store.online import RedisOnlineStore, layout_of
-from mlplatform.feature_store.writer import write_frame
 
 
 class DeltaComputeEngineConfig(FeastConfigBaseModel):  # type: ignore[misc]  # Feast is untyped here
@@ -27,7 +27,7 @@ class DeltaComputeEngineConfig(FeastConfigBaseModel):  # type: ignore[misc]  # F
 
 
 class DeltaComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast is untyped here
-    """Materializes the newest stored row of each entity through the fast writer. Needs `RedisOnlineStore`."""
+    """Materializes the newest stored row of each entity as a new generation, which readers see whole. Needs `RedisOnlineStore`."""
 
     def __init__(self, *, type: str = "", **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -44,16 +44,32 @@ class DeltaComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast is 
         layout = layout_of(view)
         keys, features = layout.join_keys, layout.features
         event, created = (stored.get(name, name) for name in (source.timestamp_field, source.created_timestamp_column or ""))
-        rows = self.offline_store.pull_latest_from_table_or_query(
-            config=self.repo_config,
-            data_source=source,
-            join_key_columns=[stored.get(k, k) for k in keys],
-            feature_name_columns=[stored.get(f, f) for f in features],
-            timestamp_field=event,
-            created_timestamp_column=created or None,
-            start_date=task.start_time,
-            end_date=task.end_time,
-        ).to_arrow()
-        frame = pl.DataFrame(rows).rename({stored[n]: n for n in (*keys, *features) if n in stored})
-        write_frame(store.client(self.repo_config), task.project, view.name, keys, features, frame, event=event, created=created or None)
+
+        def rows() -> pl.DataFrame:
+            window = self.offline_store.pull_latest_from_table_or_query(
+                config=self.repo_config,
+                data_source=source,
+                join_key_columns=[stored.get(k, k) for k in keys],
+                feature_name_columns=[stored.get(f, f) for f in features],
+                timestamp_field=event,
+                created_timestamp_column=created or None,
+                start_date=task.start_time,
+                end_date=task.end_time,
+            )
+            return pl.DataFrame(window.to_arrow()).rename({stored[n]: n for n in (*keys, *features) if n in stored})
+
+        # Feast keeps entities that have no row in the window: they come over from the generation before.
+        build_generation(
+            store.client(self.repo_config),
+            task.project,
+            view.name,
+            keys,
+            features,
+            rows,
+            at=store.now(self.repo_config),
+            by="feast materialize",
+            event=event,
+            created=created or None,
+            carry_over=True,
+        )
         return LocalMaterializationJob(job_id=f"{view.name}-{task.start_time}-{task.end_time}", status=MaterializationJobStatus.SUCCEEDED)

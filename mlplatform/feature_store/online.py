@@ -3,9 +3,10 @@
     online_store:
       type: mlplatform.feature_store.online.RedisOnlineStore
       connection_string: redis://127.0.0.1:6379/0        # rediss:// for TLS
+    cluster: false                                     # true: the address is a node of a Redis Cluster
 
 Belongs here: Feast's interface, Feast's values to and from packed ones. Does not belong here: the layout (`codec.py`), the
-write rule and its script (`writer.py`), the service's reads (`reader.py`).
+write rule and its script (`writer.py`), whole generations (`generations.py`), reading (`reader.py`).
 
 Features are numbers or booleans, join keys strings or integers; `feast apply` refuses a view with others. A read returns
 nothing for an unknown entity, and only the event time, without values, for one older than the view's ttl.
@@ -13,7 +14,6 @@ nothing for an unknown entity, and only the event time, without values, for one 
 
 import asyncio
 import math
-import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -28,13 +28,13 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.value_type import ValueType
-from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
 
 from mlplatform.clock import clock_from
-from mlplatform.feature_store.codec import Decoded, JoinValue, encode_many, entity_key, key_prefix, project_prefix
-from mlplatform.feature_store.reader import KEYS_PER_COMMAND, ViewLayout, decode_packed
-from mlplatform.feature_store.writer import COMPARE_AND_SET, EXACT_INTEGERS, batches, write_packed
+from mlplatform.feature_store.codec import Decoded, JoinValue, encode_many, entity_part, feature_order
+from mlplatform.feature_store.commands import AsyncClient, Client, is_cluster, open_async_client, open_client, run, run_async
+from mlplatform.feature_store.reader import OnlineReader, Request, SyncOnlineReader, ViewLayout
+from mlplatform.feature_store.reclaim import remove_views
+from mlplatform.feature_store.writer import EXACT_INTEGERS, Packed, View, push
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -59,6 +59,8 @@ class RedisOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]  # Fea
     type: Literal["mlplatform.feature_store.online.RedisOnlineStore"] = "mlplatform.feature_store.online.RedisOnlineStore"
     # A redis:// or rediss:// URL, or Feast's own `host:port,option=value`.
     connection_string: str = "redis://127.0.0.1:6379/0"
+    # A Redis Cluster: keys get hash tags, and no command spans two slots.
+    cluster: bool = False
     # 'system', or the file of the local profile's simulated clock: what ages are measured by.
     clock: str = "system"
 
@@ -66,27 +68,27 @@ class RedisOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]  # Fea
 class RedisOnlineStore(OnlineStore):  # type: ignore[misc]  # Feast is untyped here
     """Packed values with order and age, read and written through Feast."""
 
-    _client: Redis | None = None
-    _async_client: tuple[asyncio.AbstractEventLoop, AsyncRedis] | None = None
+    _client: Client | None = None
+    _reader: SyncOnlineReader | None = None
+    # An asyncio connection belongs to the loop it was made in.
+    _async: tuple[asyncio.AbstractEventLoop, AsyncClient, OnlineReader] | None = None
 
     @property
     def async_supported(self) -> SupportedAsyncMethods:
         return SupportedAsyncMethods(read=True, write=True)
 
     def online_write_batch(self, config: RepoConfig, table: FeatureView, data: list[Row], progress: Callable[[int], Any] | None) -> None:
-        """Compare-and-set of each row: see `writer.py` for what stays."""
-        keys, packed = _pack(config.project, table, data)
-        write_packed(self.client(config), keys, packed)
+        """Compare-and-set of each row in every live generation: see `writer.py` for what stays."""
+        client = self.client(config)
+        run(client, push(view_of(config.project, table), _pack(table, data), is_cluster(client)))
         if progress:
             progress(len(data))
 
     async def online_write_batch_async(
         self, config: RepoConfig, table: FeatureView, data: list[Row], progress: Callable[[int], Any] | None
     ) -> None:
-        keys, packed = _pack(config.project, table, data)
-        script = self._client_async(config).register_script(COMPARE_AND_SET)
-        for names, values in batches(keys, packed):
-            await script(keys=names, args=values)
+        client, _ = self._async_side(config)
+        await run_async(client, push(view_of(config.project, table), _pack(table, data), is_cluster(client)))
         if progress:
             progress(len(data))
 
@@ -94,20 +96,17 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]  # Feast is untyped h
         self, config: RepoConfig, table: FeatureView, entity_keys: list[EntityKey], requested_features: list[str] | None = None
     ) -> list[Answer]:
         """Per entity (event time, values): (None, None) where unknown, (event time, None) where older than the view's ttl."""
-        keys = _keys(config.project, table, entity_keys)
-        pipe = self.client(config).pipeline(transaction=False)
-        for chunk in _chunks(keys):
-            pipe.mget(chunk)
-        return _answers(config, table, keys, pipe.execute(), requested_features)
+        if self._reader is None:
+            self._reader = SyncOnlineReader(self.client(config), config.project)
+        requests = _requests(table, entity_keys)
+        return _answers(table, requests, self._reader.read([r for r in requests if r is not None]), requested_features, self.now(config))
 
     async def online_read_async(
         self, config: RepoConfig, table: FeatureView, entity_keys: list[EntityKey], requested_features: list[str] | None = None
     ) -> list[Answer]:
-        keys = _keys(config.project, table, entity_keys)
-        pipe = self._client_async(config).pipeline(transaction=False)
-        for chunk in _chunks(keys):
-            pipe.mget(chunk)
-        return _answers(config, table, keys, await pipe.execute(), requested_features)
+        _, reader = self._async_side(config)
+        requests = _requests(table, entity_keys)
+        return _answers(table, requests, await reader.read([r for r in requests if r is not None]), requested_features, self.now(config))
 
     def update(
         self,
@@ -123,40 +122,40 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]  # Feast is untyped h
             if isinstance(view, FeatureView):
                 _check(view)
         for view in tables_to_delete:
-            self._remove(config, key_prefix(config.project, view.name))
+            remove_views(self.client(config), config.project, view.name)
 
     def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
         """Removes every value of the project, nothing else in the database. (Feast leaves stream views out of `tables`.)"""
-        self._remove(config, project_prefix(config.project))
+        remove_views(self.client(config), config.project)
 
     async def close(self) -> None:
-        if self._async_client is not None:
-            await self._async_client[1].aclose()
-            self._async_client = None
+        if self._async is not None:
+            await self._async[1].aclose()
+            self._async = None
 
-    def client(self, config: RepoConfig) -> Redis:
+    def client(self, config: RepoConfig) -> Client:
         """The plain client, made at the first call."""
         if self._client is None:
-            self._client = Redis.from_url(redis_url(_options(config).connection_string))
+            options = _options(config)
+            self._client = open_client(redis_url(options.connection_string), options.cluster)
         return self._client
 
-    def _client_async(self, config: RepoConfig) -> AsyncRedis:
-        # An asyncio connection belongs to the loop it was made in.
-        loop = asyncio.get_running_loop()
-        if self._async_client is None or self._async_client[0] is not loop:
-            self._async_client = (loop, AsyncRedis.from_url(redis_url(_options(config).connection_string)))
-        return self._async_client[1]
+    def now(self, config: RepoConfig) -> datetime:
+        """What ages are measured by."""
+        return clock_from(_options(config).clock).now()
 
-    def _remove(self, config: RepoConfig, prefix: bytes) -> None:
-        client = self.client(config)
-        found: list[bytes] = []
-        for key in client.scan_iter(match=_literal(prefix) + b"*", count=KEYS_PER_COMMAND):
-            found.append(key)
-            if len(found) == KEYS_PER_COMMAND:
-                client.unlink(*found)
-                found.clear()
-        if found:
-            client.unlink(*found)
+    def _async_side(self, config: RepoConfig) -> tuple[AsyncClient, OnlineReader]:
+        loop = asyncio.get_running_loop()
+        if self._async is None or self._async[0] is not loop:
+            options = _options(config)
+            client = open_async_client(redis_url(options.connection_string), options.cluster)
+            self._async = (loop, client, OnlineReader(client, config.project))
+        return self._async[1:]
+
+
+def view_of(project: str, view: FeatureView) -> View:
+    """The view as its writers name it."""
+    return View(project, view.name, feature_order([f.name for f in _fields(view)]))
 
 
 def layout_of(view: FeatureView) -> ViewLayout:
@@ -211,19 +210,19 @@ def _join_values(entity: EntityKey) -> list[JoinValue | None]:
     return values
 
 
-def _pack(project: str, view: FeatureView, data: Sequence[Row]) -> tuple[list[str | bytes], list[bytes]]:
+def _pack(view: FeatureView, data: Sequence[Row]) -> Packed:
     layout = layout_of(view)
-    keys: list[str | bytes] = []
+    entities: list[bytes] = []
     values = np.full((len(data), len(layout.features)), np.nan)
     events, made = (np.zeros(len(data), np.int64) for _ in range(2))
     for row, (entity, features, event, created) in enumerate(data):
         join_values = [v for v in _join_values(entity) if v is not None]
         if len(join_values) != len(layout.join_keys):
             raise ValueError(f"view {view.name}: a row to be served lacks some of its join keys {layout.join_keys}: {entity}")
-        keys.append(entity_key(project, view.name, join_values))
+        entities.append(entity_part(view.name, join_values))
         values[row] = [_number(view.name, name, features.get(name)) for name in layout.features]
         events[row], made[row] = _micros(event), _micros(created or event)
-    return keys, encode_many(layout.schema, events, made, values)
+    return Packed(entities, encode_many(layout.schema, events, made, values))
 
 
 def _number(view: str, name: str, value: Value | None) -> float:
@@ -243,34 +242,28 @@ def _micros(time: datetime) -> int:
     return (aware - EPOCH) // MICROSECOND
 
 
-def _keys(project: str, view: FeatureView, entities: Sequence[EntityKey]) -> list[bytes | None]:
+def _requests(view: FeatureView, entities: Sequence[EntityKey]) -> list[Request | None]:
     """None for an entity with a key missing: nothing can be stored for it."""
-    keys: list[bytes | None] = []
+    layout = layout_of(view)
+    requests: list[Request | None] = []
     for entity in entities:
         values = _join_values(entity)
         known = [v for v in values if v is not None]
-        keys.append(entity_key(project, view.name, known) if len(known) == len(values) else None)
-    return keys
-
-
-def _chunks(keys: Sequence[bytes | None]) -> list[list[bytes]]:
-    known = [key for key in keys if key is not None]
-    return [known[start : start + KEYS_PER_COMMAND] for start in range(0, len(known), KEYS_PER_COMMAND)]
+        requests.append((layout, known) if len(known) == len(values) else None)
+    return requests
 
 
 def _answers(
-    config: RepoConfig,
     view: FeatureView,
-    keys: Sequence[bytes | None],
-    replies: Sequence[Sequence[bytes | None]],
+    requests: Sequence[Request | None],
+    found: Sequence[Decoded | None],
     requested: list[str] | None,
+    now: datetime,
 ) -> list[Answer]:
-    layout = layout_of(view)
-    stored = iter([value for reply in replies for value in reply])
-    packed = [None if key is None else next(stored) for key in keys]
-    now_us = _micros(clock_from(_options(config).clock).now())
+    layout, stored = layout_of(view), iter(found)
+    now_us = _micros(now)
     wanted = [(f.name, i, FIELDS[f.dtype.to_value_type()]) for i, f in enumerate(_fields(view)) if not requested or f.name in requested]
-    return [_answer(layout, decode_packed(layout, value), wanted, now_us) for value in packed]
+    return [(None, None) if request is None else _answer(layout, next(stored), wanted, now_us) for request in requests]
 
 
 def _answer(layout: ViewLayout, value: Decoded | None, wanted: Sequence[tuple[str, int, str]], now_us: int) -> Answer:
@@ -288,8 +281,3 @@ def _proto(field: str, number: float) -> Value:
         kind = {"double_val": float, "float_val": float, "bool_val": bool}.get(field, int)
         setattr(value, field, kind(number))
     return value
-
-
-def _literal(prefix: bytes) -> bytes:
-    """The prefix as a SCAN pattern that matches itself only."""
-    return re.sub(rb"([\\*?\[\]^-])", rb"\\\1", prefix)

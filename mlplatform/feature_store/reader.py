@@ -5,31 +5,30 @@ here: Feast, pandas, Polars, and what to do about a value that is missing or too
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
 
 from mlplatform.feature_store.codec import (
     Decoded,
     JoinValue,
     SchemaMismatchError,
-    decode,
-    entity_key,
+    decode_many,
+    entity_part,
     feature_order,
     join_order,
+    pointer_key,
     schema_hash,
+    value_keys,
 )
+from mlplatform.feature_store.commands import AsyncClient, Client, Steps, get_values, is_cluster, run, run_async
+from mlplatform.feature_store.pointer import Generation, Pointer
 
 State = Literal["fresh", "expired", "missing"]
-
-# One MGET blocks the server while it runs; more keys than this go as several in one pipeline.
-KEYS_PER_COMMAND = 1_000
 
 
 @dataclass(frozen=True)
@@ -78,65 +77,114 @@ class ViewLayout:
 Request = tuple[ViewLayout, Sequence[JoinValue]]
 
 
-@dataclass(frozen=True)
-class OnlineReader:
-    """Reads values through an asyncio client (made with `decode_responses=False`)."""
+@dataclass
+class _Seen:
+    """A view's pointer as it was read last: while its bytes stay the same, nothing of it is parsed again."""
 
-    client: AsyncRedis
+    raw: bytes | None
+    current: Generation | None
+
+
+@dataclass(frozen=True)
+class _Reads:
+    """The protocol of a read, whatever the client. Keeps the pointers between reads, so that one round trip is enough.
+
+    Pointers and values of the generations they named last go out together, pointers last. If a view's current generation
+    turns out to be another one, its values are read again from that. So all values of a view come from one
+    generation, which was live when its pointer was read, after the values.
+    """
+
     project: str
+    clustered: bool
+    seen: dict[str, _Seen] = field(default_factory=dict)
+
+    def read(self, requests: Sequence[Request]) -> Steps[list[Decoded | None]]:
+        by_view: dict[str, list[int]] = {}
+        for i, (layout, values) in enumerate(requests):
+            if len(values) != len(layout.join_keys):
+                raise ValueError(f"view {layout.name} has the join keys {layout.join_keys}, not {len(values)} values")
+            by_view.setdefault(layout.name, []).append(i)
+        answers: list[Decoded | None] = [None] * len(requests)
+        entities = {view: [entity_part(view, requests[i][1]) for i in places] for view, places in by_view.items()}
+        wanted = list(by_view)
+        while wanted:
+            used = {view: seen.current if (seen := self.seen.get(view)) else None for view in wanted}
+            stored = yield from self._fetch(wanted, used, entities)
+            again = [view for view in wanted if self.seen[view].current != used[view]]
+            for view in wanted:
+                if view not in again and (generation := used[view]) is not None:
+                    _fill(answers, requests, by_view[view], generation, stored[view])
+            wanted = again
+        return answers
+
+    def _fetch(
+        self, views: Sequence[str], used: Mapping[str, Generation | None], entities: Mapping[str, list[bytes]]
+    ) -> Steps[dict[str, list[bytes | None]]]:
+        """The values of each view in the generation used, and its pointer as it is after that."""
+        keys: dict[str, list[bytes]] = {}
+        for view in views:
+            generation = used[view]
+            keys[view] = [] if generation is None else value_keys(generation.number, entities[view], self.clustered)
+        distinct = list(dict.fromkeys(key for view in views for key in keys[view]))
+        names = [pointer_key(self.project, view) for view in views]
+        replies = yield from get_values([*distinct, *names], self.clustered)
+        for view, raw in zip(views, replies[len(distinct) :], strict=True):
+            seen = self.seen.get(view)
+            if seen is None or seen.raw != raw:
+                self.seen[view] = _Seen(raw, Pointer.parse(raw).current)
+        stored = dict(zip(distinct, replies, strict=False))
+        return {view: [stored[key] for key in keys[view]] for view in views}
+
+
+class OnlineReader:
+    """Reads values through an asyncio client (made with `decode_responses=False`). Keep it: it remembers pointers."""
+
+    def __init__(self, client: AsyncClient, project: str) -> None:
+        self._client = client
+        self._reads = _Reads(project, is_cluster(client))
 
     async def read(self, requests: Sequence[Request]) -> list[Decoded | None]:
         """One answer per request, in order; None where nothing is stored. Age is not judged: see `ViewLayout.state`.
 
         Raises SchemaMismatchError where a view's stored values have other features than the layout, and redis errors.
         """
-        keys = request_keys(self.project, requests)
-        distinct = list(dict.fromkeys(keys))
-        if len(distinct) <= KEYS_PER_COMMAND:
-            values: list[Any] = list(await self.client.mget(distinct)) if distinct else []
-        else:
-            pipe = self.client.pipeline(transaction=False)
-            for start in range(0, len(distinct), KEYS_PER_COMMAND):
-                pipe.mget(distinct[start : start + KEYS_PER_COMMAND])
-            values = [value for chunk in await pipe.execute() for value in chunk]
-        return _decoded(requests, keys, dict(zip(distinct, values, strict=True)))
+        return await run_async(self._client, self._reads.read(requests))
 
 
-@dataclass(frozen=True)
 class SyncOnlineReader:
     """`OnlineReader` through a plain client, for checks, monitoring and tests."""
 
-    client: Redis
-    project: str
+    def __init__(self, client: Client, project: str) -> None:
+        self._client = client
+        self._reads = _Reads(project, is_cluster(client))
 
     def read(self, requests: Sequence[Request]) -> list[Decoded | None]:
-        keys = request_keys(self.project, requests)
-        distinct = list(dict.fromkeys(keys))
-        pipe = self.client.pipeline(transaction=False)
-        for start in range(0, len(distinct), KEYS_PER_COMMAND):
-            pipe.mget(distinct[start : start + KEYS_PER_COMMAND])
-        values = [value for chunk in pipe.execute() for value in chunk]
-        return _decoded(requests, keys, dict(zip(distinct, values, strict=True)))
+        return run(self._client, self._reads.read(requests))
 
 
-def request_keys(project: str, requests: Sequence[Request]) -> list[bytes]:
-    """The key of each request. Raises ValueError where a request has more or fewer values than the view has join keys."""
-    for layout, values in requests:
-        if len(values) != len(layout.join_keys):
-            raise ValueError(f"view {layout.name} has the join keys {layout.join_keys}, not {len(values)} values")
-    return [entity_key(project, layout.name, values) for layout, values in requests]
+def _fill(
+    answers: list[Decoded | None],
+    requests: Sequence[Request],
+    places: Sequence[int],
+    generation: Generation,
+    stored: Sequence[bytes | None],
+) -> None:
+    """Puts a view's values in their places. A read may ask one view by several layouts."""
+    layouts = {id(requests[i][0]): requests[i][0] for i in places}
+    for layout in layouts.values():
+        chosen = [n for n, i in enumerate(places) if requests[i][0] is layout] if len(layouts) > 1 else range(len(places))
+        for n, value in zip(chosen, decode_packed(layout, generation, [stored[n] for n in chosen]), strict=True):
+            answers[places[n]] = value
 
 
-def decode_packed(layout: ViewLayout, packed: bytes | None) -> Decoded | None:
-    """A stored value with its features in the layout's order. Raises SchemaMismatchError naming the view."""
+def decode_packed(layout: ViewLayout, generation: Generation, packed: Sequence[bytes | None]) -> list[Decoded | None]:
+    """A generation's values with their features in the layout's order. Raises SchemaMismatchError naming the view."""
+    if generation.schema != layout.schema:
+        raise SchemaMismatchError(
+            f"view {layout.name}: generation {generation.number} has schema {generation.schema:08x}, the reader expects "
+            f"{layout.schema:08x}: the view's features changed; rebuild it, or train on what it has now"
+        )
     try:
-        value = decode(packed, layout.schema, len(layout.features))
+        return decode_many(packed, layout.schema, len(layout.features), layout.places)
     except SchemaMismatchError as mismatch:
         raise SchemaMismatchError(f"view {layout.name}: {mismatch}") from mismatch
-    if value is None or layout.places is None:
-        return value
-    return Decoded(value.event_us, value.created_us, value.values[layout.places])
-
-
-def _decoded(requests: Sequence[Request], keys: Sequence[bytes], stored: Mapping[bytes, bytes | None]) -> list[Decoded | None]:
-    return [decode_packed(layout, stored[key]) for (layout, _), key in zip(requests, keys, strict=True)]

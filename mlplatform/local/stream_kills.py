@@ -17,12 +17,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from redis import Redis
 
 from mlplatform.clock import SimulatedClock
 from mlplatform.contracts import ONLINE_PROJECT
-from mlplatform.feature_store.codec import decode, entity_key, feature_order, schema_hash
+from mlplatform.feature_store.commands import Client
+from mlplatform.feature_store.reader import SyncOnlineReader, ViewLayout
 from mlplatform.features.engine import compute
 from mlplatform.features.plan import EPOCH, TIME, ViewPlan
 from mlplatform.local.stream_world import CLICKS, LATENESS_S, STREAM, WORLD, click, clicks, payload, plans
@@ -212,14 +214,10 @@ def _repeats(stored: pl.DataFrame, plan: ViewPlan) -> int:
     return int(stored.select(same.fill_null(False).sum()).item())
 
 
-def online_differences(redis: Redis, plan: ViewPlan, rows: pl.DataFrame) -> int:
-    """Entities whose value in Redis is not the newest of `rows`."""
-    order = feature_order(plan.features)
+def online_differences(online: Client, plan: ViewPlan, rows: pl.DataFrame) -> int:
+    """Entities whose value in the online store is not the newest of `rows`."""
+    layout = ViewLayout.declare(plan.name, plan.join_keys, plan.features, plan.ttl)
     newest = rows.sort(TIME).unique(list(plan.join_keys), keep="last")
-    wrong = 0
-    for row in newest.iter_rows(named=True):
-        packed = redis.get(entity_key(ONLINE_PROJECT, plan.name, [row[k] for k in plan.join_keys]))
-        found = decode(packed, schema_hash(plan.name, order), len(order)) if packed else None  # type: ignore[arg-type]
-        same = found is not None and all(float(v) == row[f] for v, f in zip(found.values, order, strict=True))
-        wrong += not same
-    return wrong
+    found = SyncOnlineReader(online, ONLINE_PROJECT).read([(layout, keys) for keys in newest.select(layout.join_keys).iter_rows()])
+    wanted = newest.select(plan.features).fill_null(float("nan")).to_numpy()
+    return sum(value is None or not np.array_equal(value.values, row, equal_nan=True) for value, row in zip(found, wanted, strict=True))

@@ -5,10 +5,13 @@ Belongs here: what is the same for every asset of a stage. Does not belong here:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
 
 import dagster as dg
+
+from mlplatform.features.plan import ViewPlan
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
 
 # Reading a source again is safe (every write is idempotent), and most source failures pass by themselves.
 SOURCE_RETRIES = dg.RetryPolicy(max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+
+
+SHORTEST_WINDOW = timedelta(minutes=1)  # Dagster takes no shorter freshness window
 
 
 def key(stage: str, name: str) -> dg.AssetKey:
@@ -81,3 +87,9 @@ def spec(
         code_version=code_version,
         freshness_policy=freshness,
     )
+
+
+def freshness(plan: ViewPlan) -> dg.FreshnessPolicy:
+    """Of both of a view's assets: late when a tick and its way online are overdue, failed when values reach their ttl."""
+    late, failed = plan.cadence + plan.recipe.propagation_budget, max(plan.ttl, SHORTEST_WINDOW)
+    return dg.FreshnessPolicy.time_window(fail_window=failed, warn_window=late if SHORTEST_WINDOW <= late < failed else None)

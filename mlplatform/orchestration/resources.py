@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from mlplatform.clients.registry import Registry
+    from mlplatform.feature_store.commands import Client
     from mlplatform.training.dataset import Dataset
 
 
@@ -78,6 +79,13 @@ class Clients:
         from redis import Redis
 
         return Redis.from_url(self.settings.redis_url.get_secret_value())
+
+    @cached_property
+    def online(self) -> "Client":
+        """The online store: a Redis of its own, maybe a cluster, or the platform's."""
+        from mlplatform.feature_store.commands import open_client
+
+        return open_client(self.settings.online_redis_url, self.settings.online_cluster)
 
     @cached_property
     def platform_streams(self) -> StreamClient:

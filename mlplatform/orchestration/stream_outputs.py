@@ -11,11 +11,11 @@ from datetime import datetime, timedelta
 from typing import cast
 
 import polars as pl
-from redis import Redis
 
 from mlplatform.clients.fingerprints import mark_append
 from mlplatform.clients.lake import Lake, TableMovedError, with_day
 from mlplatform.contracts import ONLINE_PROJECT
+from mlplatform.feature_store.commands import Client
 from mlplatform.feature_store.writer import write_frame
 from mlplatform.features.plan import TIME, TIMESTAMP, ViewPlan
 from mlplatform.features.restate import CREATED
@@ -31,11 +31,11 @@ _MICROSECOND = timedelta(microseconds=1)
 class ViewOutput:
     """Where one view's rows go. `online_behind`: rows are in the table that may not be in Redis."""
 
-    def __init__(self, lake: Lake, redis: Redis, plan: ViewPlan) -> None:
+    def __init__(self, lake: Lake, online: Client, plan: ViewPlan) -> None:
         self.plan = plan
         self.newest: datetime | None = None  # the newest row's time
         self.online_behind = False
-        self._lake, self._redis = lake, redis
+        self._lake, self._online = lake, online
         self._key = ("offline", plan.name)
         self._version = -1  # of the table as this worker left it
         self._commits = 0
@@ -88,7 +88,7 @@ class ViewOutput:
         rows, self._pending = self._pending, None
         if rows is None:
             rows = newest_within_ttl(self._lake, self.plan, max(now, self._created or now))
-        write_frame(self._redis, ONLINE_PROJECT, self.plan.name, self.plan.join_keys, self.plan.features, rows)
+        write_frame(self._online, ONLINE_PROJECT, self.plan.name, self.plan.join_keys, self.plan.features, rows)
         self.online_behind = False
 
     def _append(self, rows: pl.DataFrame, created: datetime, metadata: Mapping[str, str]) -> pl.DataFrame:

@@ -19,12 +19,12 @@ from datetime import datetime, timedelta
 
 import structlog
 from deltalake.exceptions import DeltaError
-from redis import Redis
 from redis.exceptions import RedisError
 
 from mlplatform.clients.lake import Lake, MissingTableError
 from mlplatform.clients.stream import StreamError
 from mlplatform.clock import Clock, clock_from
+from mlplatform.feature_store.commands import open_client
 from mlplatform.features.plan import ViewPlan, since_epoch
 from mlplatform.features.stream_choice import reason_against
 from mlplatform.features.stream_entity import StaleStateError
@@ -85,16 +85,16 @@ class Worker:
         self.metrics = metrics or StreamMetrics()
         self.clock = clock
         self.lake = Lake(settings.lake_root, settings.storage_options())
-        self.redis = Redis.from_url(settings.redis_url.get_secret_value())
+        self.online = open_client(settings.online_redis_url, settings.online_cluster)
         self.inputs = StreamInputs(settings, self.lake, sources, plans, self.options.lateness, self.options.keep)
-        self.outputs = {plan.name: ViewOutput(self.lake, self.redis, plan) for plan in plans}
+        self.outputs = {plan.name: ViewOutput(self.lake, self.online, plan) for plan in plans}
         self.states: dict[str, ViewState] = {}
         self._waiting_since: float | None = None
         self._cared = 0.0
 
     def close(self) -> None:
         self.inputs.close()
-        self.redis.close()
+        self.online.close()
 
     # --- starting ---
 

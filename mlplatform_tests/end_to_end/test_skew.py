@@ -34,6 +34,7 @@ from mlplatform.feature_store.writer import write_frame
 from mlplatform.features.plan import ViewPlan
 from mlplatform.orchestration import resources
 from mlplatform.orchestration.assets import features as feature_assets
+from mlplatform.orchestration.assets import online as online_assets
 from mlplatform.orchestration.assets.monitoring import drain_log
 from mlplatform.orchestration.assets.skew import CHECK, skew_assets
 from mlplatform.orchestration.resources import Clients, PlatformResource
@@ -237,7 +238,7 @@ class Shop:
     def tick(self) -> None:
         """The view's two assets."""
         feature_assets.write_offline(self.clients, PLAN, DayRange(DAY.date(), DAY.date()), "run")
-        feature_assets.write_online(self.clients, PLAN)
+        online_assets.write_online(self.clients, PLAN)
 
     def ask(self, shop: str = "a") -> dict[str, Any]:
         self.asked += 1
@@ -340,7 +341,7 @@ def ttl_ignored(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def correction_lost(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that takes the event time for the time of creation, as stock tools do: a correction never replaces anything."""
-    monkeypatch.setattr(feature_assets, "write_frame", partial(write_frame, created=None))
+    monkeypatch.setattr(online_assets, "write_frame", partial(write_frame, created=None))
     shop.at(9, 20)
     shop.orders(*EARLY, ("a", 8.9, 40.0))
     shop.tick()
@@ -379,7 +380,7 @@ def time_shift(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
         local = pl.col("event_timestamp").dt.convert_time_zone("America/New_York").dt.replace_time_zone(None)
         return write_frame(client, project, view, keys, features, frame.with_columns(local))
 
-    monkeypatch.setattr(feature_assets, "write_frame", naive)
+    monkeypatch.setattr(online_assets, "write_frame", naive)
     shop.at(9, 1)
     shop.orders(*EARLY, ("c", 8.5, 7.0))  # a shop with nothing stored yet: what is older would not be taken
     shop.tick()

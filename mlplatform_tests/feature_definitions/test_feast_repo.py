@@ -111,7 +111,7 @@ def test_the_environment_names_the_kind_of_registry_and_the_lakes_keys() -> None
     got = feast_environment(production)
     assert (got["FEAST_REGISTRY_TYPE"], got["MLPLATFORM_LAKE"]) == ("sql", "s3://bucket/lake")
     assert (got["AWS_ENDPOINT_URL"], got["AWS_ALLOW_HTTP"]) == ("http://s3:8333", "true")
-    assert got["MLPLATFORM_REDIS_URL"] == "redis://:secret@redis:6379/0"
+    assert got["FEAST_ONLINE_URL"] == "redis://:secret@redis:6379/0"
 
 
 def test_every_variable_of_the_configuration_is_in_the_environment(environment: dict[str, str]) -> None:

@@ -97,7 +97,9 @@ def state_rows() -> pl.DataFrame:
     )
 
 
-def make_repo(folder: Path, lake: str, connection: str, offline: dict[str, Any] | None = None) -> Repo:
+def make_repo(
+    folder: Path, lake: str, connection: str, offline: dict[str, Any] | None = None, online: dict[str, Any] | None = None
+) -> Repo:
     from feast import FeatureStore
     from feast.repo_config import RepoConfig
 
@@ -113,6 +115,7 @@ def make_repo(folder: Path, lake: str, connection: str, offline: dict[str, Any] 
             "type": "mlplatform.feature_store.online.RedisOnlineStore",
             "connection_string": connection,
             "clock": str(folder / "clock.json"),
+            **(online or {}),
         },
         batch_engine={"type": "mlplatform.feature_store.engine.DeltaComputeEngine"},
         repo_path=folder,

@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 from redis import Redis
 
-from mlplatform.feature_store.codec import decode, entity_key, key_prefix
+from mlplatform.feature_store.codec import COUNTER_KEY, decode, entity_part, generation_of, pointer_key
 from mlplatform.feature_store.reader import SyncOnlineReader
+from mlplatform.feature_store.reclaim import manifest_of, pointers
 from mlplatform.feature_store.writer import write_frame
 
 T0 = datetime(2013, 9, 1, tzinfo=UTC)
@@ -35,8 +36,11 @@ def weather_n(repo: Any, origin: str = "EWR") -> float | None:
     return online(repo, ["weather:n"], [{"origin": origin}])["n"][0]
 
 
-def dump(client: Redis) -> dict[bytes, bytes]:
-    return {key: client.get(key) for key in sorted(client.keys())}
+def dump(client: Redis) -> dict[tuple[str, bytes], bytes]:
+    """(view, entity) → packed value, of what is read."""
+    views = {p.current.number: view for (_, view), p in pointers(client).items() if p.current}
+    found = {key: generation_of(key) for key in client.keys("fs:*")}
+    return {(views[at[0]], at[1]): client.get(key) for key, at in sorted(found.items()) if at and at[0] in views}
 
 
 def test_what_is_served_after_materializing_equals_history_at_that_time(repo: Any) -> None:
@@ -75,7 +79,7 @@ def test_the_fast_writer_and_feast_write_the_same_bytes(repo: Any, redis_client:
     counts = write_frame(redis_client, "flights", "record", ["flight", "carrier"], ["n", "late"], rows)
     assert (counts.written, counts.skipped) == (4, 8)
     assert dump(redis_client) == through_feast
-    assert list(through_feast) == sorted(entity_key("flights", "record", (c, f)) for c in ("AA", "UA") for f in (1, 11))
+    assert list(through_feast) == sorted(("record", entity_part("record", (c, f))) for c in ("AA", "UA") for f in (1, 11))
 
 
 def test_the_services_reader_reads_what_feast_wrote(repo: Any, redis_client: Redis) -> None:
@@ -133,6 +137,43 @@ def test_incremental_materialization_moves_on(repo: Any) -> None:
     assert weather_n(repo) == 13.0
 
 
+def test_materializing_keeps_entities_that_have_no_row_in_the_window(repo: Any, redis_client: Redis) -> None:
+    repo.store.materialize(T0, at(10), feature_views=["weather"])
+    only_jfk = pl.DataFrame({"origin": ["JFK"], "event_timestamp": [at(60)], "created": [at(60)], "temp": [0.0], "n": [5.0]})
+    repo.write("weather", only_jfk)
+    before = pointers(redis_client)["flights", "weather"].current
+    repo.store.materialize(at(59), at(61), feature_views=["weather"])
+    repo.clock.set(at(12))
+    assert (weather_n(repo), weather_n(repo, "JFK")) == (10.0, 5.0)
+    pointer = pointers(redis_client)["flights", "weather"]
+    assert pointer.previous == before
+    assert pointer.current is not None
+    manifest = manifest_of(redis_client, pointer.current.number)
+    assert manifest is not None
+    assert (manifest.entities, manifest.carried_over, manifest.state) == (1, 1, "verified")
+
+
+def test_a_materialization_of_changed_features_begins_anew(repo: Any) -> None:
+    from feast import FeatureView, Field
+    from feast.types import Int64, String
+
+    repo.store.materialize(T0, END, feature_views=["record"])
+    old = repo.store.get_feature_view("record")
+    changed = FeatureView(
+        name="record",
+        entities=[repo.store.get_entity(name) for name in ("flight", "carrier")],
+        ttl=old.ttl,
+        schema=[Field(name="flight", dtype=Int64), Field(name="carrier", dtype=String), Field(name="n", dtype=Int64)],
+        source=old.batch_source,
+    )
+    repo.store.apply([changed])
+    rows = pl.read_delta(f"{repo.lake}/record").drop("event_date", "late")
+    with pytest.raises(ValueError, match="rebuild the view"):
+        repo.store.write_to_online_store("record", rows.to_pandas())
+    repo.store.materialize(T0, END, feature_views=["record"])
+    assert online(repo, ["record:n"], [{"carrier": "AA", "flight": 1}])["n"] == [4001]
+
+
 def test_reads_and_writes_work_from_asyncio(repo: Any) -> None:
     async def run() -> dict[str, Any]:
         await repo.store.initialize()
@@ -160,13 +201,15 @@ def test_a_renamed_join_key_reads_the_same_value(repo: Any) -> None:
 def test_a_view_that_is_gone_takes_its_values_with_it_and_no_others(repo: Any, redis_client: Redis) -> None:
     repo.store.materialize(T0, END)
     redis_client.set("someone-elses", b"1")
-    redis_client.set(key_prefix("flights", "record2") + b"s1:x", b"1")
+    longer = row(47, 1.0).assign(record_id=1)
+    write_frame(redis_client, "flights", "record2", ["record_id"], ["n"], pl.from_pandas(longer))
     repo.store.apply([], objects_to_delete=[repo.store.get_feature_service("both"), repo.store.get_feature_view("record")], partial=False)
-    left = redis_client.keys()
-    assert not [k for k in left if k.startswith(key_prefix("flights", "record"))]
-    assert len(left) == 2 + 2 + 1 + 2
+    assert not redis_client.exists(pointer_key("flights", "record"))
+    assert {view for view, _ in dump(redis_client)} == {"weather", "congestion", "state", "record2"}
+    assert len(redis_client.keys("fs:*")) == 2 + 2 + 1 + 1
     repo.store.teardown()
-    assert redis_client.keys() == [b"someone-elses"]
+    # The last number stays: no later generation can be taken for an earlier one.
+    assert sorted(redis_client.keys()) == [COUNTER_KEY, b"someone-elses"]
 
 
 def test_a_view_that_cannot_be_packed_is_refused_at_apply(repo: Any) -> None:
@@ -192,7 +235,7 @@ def test_reading_under_a_changed_schema_is_an_error_not_a_guess(repo: Any, redis
     view.features = [f for f in view.features if f.name != "temp"] + [Field(name="temp2", dtype=Float64)]
     with pytest.raises(SchemaMismatchError, match="view weather"):
         repo.store._get_provider().online_store.online_read(repo.store.config, view, _keys("EWR"))
-    packed = redis_client.get(entity_key("flights", "weather", ["EWR"]))
+    packed = dump(redis_client)["weather", entity_part("weather", ["EWR"])]
     with pytest.raises(SchemaMismatchError):
         decode(packed, 1, 2)
 

@@ -14,7 +14,8 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from mlplatform.feature_store.codec import Decoded, SchemaMismatchError
-from mlplatform.feature_store.reader import KEYS_PER_COMMAND, OnlineReader, Request, SyncOnlineReader, ViewLayout
+from mlplatform.feature_store.commands import KEYS_PER_COMMAND
+from mlplatform.feature_store.reader import OnlineReader, Request, SyncOnlineReader, ViewLayout
 from mlplatform.feature_store.writer import write_frame
 
 T0 = datetime(2013, 9, 1, tzinfo=UTC)

@@ -10,8 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from mlplatform.feature_store.codec import PREFIX_BYTES, decode, encode, entity_key, key_prefix, schema_hash
-from mlplatform.feature_store.writer import BATCH, WriteCounts, frame_keys, write_frame, write_packed
+from mlplatform.feature_store.codec import (
+    PREFIX_BYTES,
+    SchemaMismatchError,
+    decode,
+    encode,
+    entity_part,
+    pointer_key,
+    schema_hash,
+    value_keys,
+)
+from mlplatform.feature_store.commands import run
+from mlplatform.feature_store.pointer import Pointer
+from mlplatform.feature_store.writer import BATCH, COMPARE_AND_SET, FILL, Packed, WriteCounts, entity_parts, put_rows, write_frame
 
 T0 = datetime(2013, 9, 1, tzinfo=UTC)
 FEATURES = ("a", "b")
@@ -20,6 +31,24 @@ SCHEMA = schema_hash("v", FEATURES)
 
 def packed(event: int, created: int, value: float = 0.0, schema: int = SCHEMA) -> bytes:
     return encode(schema, event, created, np.array([value, float(event)]))
+
+
+GENERATION = 7
+
+
+def write_packed(client: Redis, entities: list[bytes], values: list[bytes], script: str = COMPARE_AND_SET) -> int:
+    """Compare-and-set in a generation of the test's own."""
+    return run(client, put_rows(GENERATION, Packed(entities, values), clustered=False, script=script))
+
+
+def key(entity: bytes, generation: int = GENERATION) -> bytes:
+    return value_keys(generation, [entity])[0]
+
+
+def current(client: Redis, view: str = "v") -> int:
+    generation = Pointer.parse(client.get(pointer_key("p", view))).current
+    assert generation is not None
+    return generation.number
 
 
 def frame(rows: list[tuple[str, int, int, float | None]]) -> pl.DataFrame:
@@ -47,7 +76,7 @@ def put(client: Redis, rows: list[tuple[str, int, int, float | None]]) -> WriteC
 
 
 def value_of(client: Redis, who: str) -> float:
-    found = decode(client.get(entity_key("p", "v", [who])), SCHEMA, 2)
+    found = decode(client.get(key(entity_part("v", [who]), current(client))), SCHEMA, 2)
     assert found is not None
     return float(found.values[1])
 
@@ -84,11 +113,11 @@ def test_a_changed_schema_is_written_over_a_value_of_the_same_time_but_not_over_
 @given(st.lists(st.tuples(st.integers(-(2**62), 2**62), st.integers(-(2**62), 2**62)), min_size=1, max_size=8), st.randoms())
 def test_the_greatest_time_stays_whatever_the_order(valkey_url: str, times: list[tuple[int, int]], random: object) -> None:
     client = Redis.from_url(valkey_url)
-    client.delete("k")
+    client.delete(key(b"k"))
     shuffled = sorted(times, key=lambda _: random.random())  # type: ignore[attr-defined]
     for event, created in shuffled:
-        write_packed(client, [b"k"], [packed(event, created)])
-    assert client.get("k")[:PREFIX_BYTES] == packed(*max(times))[:PREFIX_BYTES]
+        write_packed(client, [b"k"], [packed(event, created)], random.choice((COMPARE_AND_SET, FILL)))  # type: ignore[attr-defined]
+    assert client.get(key(b"k"))[:PREFIX_BYTES] == packed(*max(times))[:PREFIX_BYTES]
     client.close()
 
 
@@ -99,7 +128,7 @@ def _race(url: str, seed: int) -> None:
     for start in range(0, 4_000, 250):
         chosen = order[start : start + 250]
         write_packed(
-            client, [entity_key("p", "v", [int(i) % 100]) for i in chosen], [packed(int(i) // 200, int(i) % 7, float(i)) for i in chosen]
+            client, [entity_part("v", [int(i) % 100]) for i in chosen], [packed(int(i) // 200, int(i) % 7, float(i)) for i in chosen]
         )
     client.close()
 
@@ -114,25 +143,32 @@ def test_racing_writers_leave_what_one_writer_would(valkey_url: str, redis_clien
     assert [w.exitcode for w in writers] == [0, 0]
     for entity in range(100):
         best = max((i // 200, i % 7) for i in range(4_000) if i % 100 == entity)
-        assert redis_client.get(entity_key("p", "v", [entity]))[:PREFIX_BYTES] == packed(*best)[:PREFIX_BYTES]
+        assert redis_client.get(key(entity_part("v", [entity])))[:PREFIX_BYTES] == packed(*best)[:PREFIX_BYTES]
 
 
 def test_more_rows_than_a_batch_are_all_written(redis_client: Redis) -> None:
     rows = [(str(i), i % 50, i % 50, float(i)) for i in range(2 * BATCH + 17)]
     assert put(redis_client, rows) == WriteCounts(len(rows), 0)
     assert put(redis_client, rows) == WriteCounts(0, len(rows))
-    assert redis_client.dbsize() == len(rows)
+    assert len(redis_client.keys("fs:*")) == len(rows)
 
 
-@given(st.lists(st.tuples(st.text(max_size=5), st.integers(-(2**63), 2**63 - 1)), max_size=5), st.text(max_size=4))
-def test_keys_of_a_frame_are_the_codecs(rows: list[tuple[str, int]], view: str) -> None:
+@given(st.lists(st.tuples(st.text(max_size=5), st.integers(-(2**63), 2**63 - 1)), max_size=5))
+def test_entities_of_a_frame_are_the_codecs(rows: list[tuple[str, int]]) -> None:
     made = pl.DataFrame(rows, schema={"a": pl.String, "b": pl.Int64}, orient="row")
-    assert [k.encode() for k in frame_keys("p", view, ("a", "b"), made)] == [entity_key("p", view, row) for row in rows]
+    assert entity_parts("v", ("a", "b"), made) == [entity_part("v", row) for row in rows]
 
 
 def test_a_view_without_entities_has_one_key(redis_client: Redis) -> None:
     write_frame(redis_client, "p", "state", [], FEATURES, frame([("x", 1, 1, 2.0), ("y", 2, 2, 3.0)]).drop("who"))
-    assert redis_client.keys() == [key_prefix("p", "state")]
+    assert redis_client.keys("fs:*") == [key(b"", current(redis_client, "state"))]
+
+
+def test_rows_of_other_features_than_the_views_generation_are_refused(redis_client: Redis) -> None:
+    put(redis_client, [("x", 1, 1, 1.0)])
+    with pytest.raises(SchemaMismatchError, match="rebuild the view"):
+        write_frame(redis_client, "p", "v", ["who"], ["a"], frame([("x", 2, 2, 1.0)]))
+    assert value_of(redis_client, "x") == 1.0
 
 
 def test_an_empty_frame_writes_nothing(redis_client: Redis) -> None:
@@ -141,7 +177,9 @@ def test_an_empty_frame_writes_nothing(redis_client: Redis) -> None:
 
 def test_null_and_nan_are_one_and_the_same(redis_client: Redis) -> None:
     put(redis_client, [("x", 1, 1, None), ("y", 1, 1, float("nan"))])
-    assert redis_client.get(entity_key("p", "v", ["x"])) == redis_client.get(entity_key("p", "v", ["y"]))
+    x, y = (redis_client.get(key(entity_part("v", [who]), current(redis_client))) for who in "xy")
+    assert x == y
+    assert x is not None
 
 
 @pytest.mark.parametrize("hole", ["who", "event_timestamp", "created"])

@@ -30,6 +30,9 @@ import feature_definitions
 from mlplatform.clock import SimulatedClock
 from mlplatform.contracts import CONTRACT_FILE, ServingContract
 from mlplatform.feature_store import codec
+from mlplatform.feature_store.commands import run
+from mlplatform.feature_store.pointer import Pointer
+from mlplatform.feature_store.writer import View, new_generation, swap
 from serving_app.main import create_app
 from serving_app.settings import ServingSettings
 
@@ -211,8 +214,15 @@ def put_values(redis_url: str) -> Iterator[Callable[..., None]]:
 
     def put(view: str, join_values: list[Any], values: list[float], age_s: float = 60, features: list[str] | None = None) -> None:
         event = int((NOW - timedelta(seconds=age_s)).timestamp() * 1e6)
-        schema = codec.schema_hash(view, features or VIEWS[view][1])
-        client.set(codec.entity_key("shop_project", view, join_values), codec.encode(schema, event, event, np.array(values)))
+        names = View("shop_project", view, tuple(features or VIEWS[view][1]))
+        # A view of other features is a generation of its own; the newest one put is what is read.
+        raw = client.get(names.pointer_key)
+        current = Pointer.parse(raw).current
+        if current is None or current.schema != names.schema:
+            current = run(client, new_generation(names, names.manifest("pushed"), 60))
+            assert run(client, swap(names, raw, Pointer(current)))
+        key = codec.value_keys(current.number, [codec.entity_part(view, join_values)])[0]
+        client.set(key, codec.encode(names.schema, event, event, np.array(values)))
 
     yield put
     client.close()

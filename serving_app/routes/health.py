@@ -46,7 +46,7 @@ async def unready(serving: Serving) -> list[str]:
         reasons = [_not_loaded(serving, model) for model in tried] or ["no model is loaded: none carries the alias 'production'"]
     try:
         async with asyncio.timeout(serving.settings.serving_redis_timeout_s):
-            await serving.redis.ping()
+            await serving.online.ping()
     except (RedisError, OSError, TimeoutError) as error:
         reasons.append(f"the online store does not answer: {type(error).__name__}")
     return reasons

@@ -1,4 +1,4 @@
-"""Feature assets: the Feast registry, `offline/<view>` in Delta, `online/<view>` in Redis.
+"""Feature assets: the Feast registry and `offline/<view>` in Delta; `online/<view>` has a file of its own.
 
 Belongs here: which tables a view reads and writes, and what an analyst sees of it. Does not belong here: computing values
 (room `features`) or storing them (`feature_store`).
@@ -6,34 +6,30 @@ Belongs here: which tables a view reads and writes, and what an analyst sees of 
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import dagster as dg
 import polars as pl
 
 from mlplatform.clients.features import declared_objects
-from mlplatform.clients.lake import MissingTableError
-from mlplatform.contracts import ONLINE_PROJECT
-from mlplatform.feature_store.writer import WriteCounts, write_frame
 from mlplatform.features.consumers import Consumer, consumers, services
 from mlplatform.features.engine import compute
 from mlplatform.features.plan import TIME, ViewPlan, required_days, tick_range
 from mlplatform.orchestration import partitions, policy
+from mlplatform.orchestration.assets.online import online_asset
 from mlplatform.orchestration.automation import conditions
 from mlplatform.orchestration.feature_pages import declared_page, written_page
-from mlplatform.orchestration.feature_tables import append_changes, newest_within_ttl, recorded_live_since, streamed_from
+from mlplatform.orchestration.feature_tables import append_changes, recorded_live_since, streamed_from
 from mlplatform.orchestration.resources import Clients, PlatformResource
 from mlplatform.records import DayRange
 from mlplatform.specs import Catalog
-
-SHORTEST_WINDOW = timedelta(minutes=1)  # Dagster takes no shorter freshness window
 
 
 def feature_assets(catalog: Catalog, plans: Mapping[str, ViewPlan]) -> Sequence[dg.AssetsDefinition]:
     """The registry of the catalog's feature package, and two assets for each of its views."""
     declared = services(catalog.feature_package)
     used = {name: consumers(name, declared, catalog.models) for name in plans}
-    views = [asset for name, plan in plans.items() for asset in (_offline(catalog, plan, used[name]), _online(plan))]
+    views = [asset for name, plan in plans.items() for asset in (_offline(catalog, plan, used[name]), online_asset(plan))]
     return [_registry(catalog, plans), *views]
 
 
@@ -68,12 +64,6 @@ def _registry(catalog: Catalog, plans: Mapping[str, ViewPlan]) -> dg.AssetsDefin
     return registry
 
 
-def freshness(plan: ViewPlan) -> dg.FreshnessPolicy:
-    """Of both of a view's assets: late when a tick and its way online are overdue, failed when values reach their ttl."""
-    late, failed = plan.cadence + plan.recipe.propagation_budget, max(plan.ttl, SHORTEST_WINDOW)
-    return dg.FreshnessPolicy.time_window(fail_window=failed, warn_window=late if SHORTEST_WINDOW <= late < failed else None)
-
-
 def _offline(catalog: Catalog, plan: ViewPlan, used_by: Sequence[Consumer]) -> dg.AssetsDefinition:
     deps = [
         dg.AssetDep(policy.key("validated", source), partition_mapping=partitions.lookback(lookback))
@@ -91,7 +81,7 @@ def _offline(catalog: Catalog, plan: ViewPlan, used_by: Sequence[Consumer]) -> d
                 partitions=partitions.daily(catalog),
                 condition=conditions.after_gates_any_day(),
                 code_version=plan.fingerprint[:12],
-                freshness=freshness(plan),
+                freshness=policy.freshness(plan),
                 metadata=declared_page(plan, used_by),
             )
         ],
@@ -148,43 +138,3 @@ def _live_since(clients: Clients, plan: ViewPlan, days: DayRange) -> datetime | 
         return None
     today = tick_range(plan, DayRange(now.date(), now.date()), now)
     return today[0] if today else None
-
-
-def _online(plan: ViewPlan) -> dg.AssetsDefinition:
-    @dg.multi_asset(
-        specs=[
-            policy.spec(
-                "online",
-                plan.name,
-                description=f"{plan.description}\n\nThe newest value of each entity in Redis, where the prediction service reads it.",
-                owner=plan.owner,
-                deps=[dg.AssetDep(policy.key("offline", plan.name), partition_mapping=dg.AllPartitionMapping())],
-                condition=conditions.newest_values(),
-                freshness=freshness(plan),
-                metadata={"ttl": str(plan.ttl), "entity": ", ".join(plan.join_keys), "on_stale": plan.recipe.on_stale},
-            )
-        ],
-        name=f"online_{plan.name}",
-    )
-    def online(platform: PlatformResource) -> dg.MaterializeResult:
-        counts, newest = write_online(platform.clients, plan)
-        return dg.MaterializeResult(
-            metadata={
-                "entities_written": counts.written,
-                "entities_already_newest": counts.skipped,
-                "newest_value": dg.MetadataValue.text(newest.isoformat() if newest else "none"),
-            }
-        )
-
-    return online
-
-
-def write_online(clients: Clients, plan: ViewPlan) -> tuple[WriteCounts, datetime | None]:
-    """Writes each entity's newest value that is within the view's ttl; older values would be read as missing anyway."""
-    try:
-        newest = newest_within_ttl(clients.lake, plan, clients.clock.now())
-    except MissingTableError as missing:
-        raise dg.Failure(f"{missing}. Materialize offline/{plan.name} before online/{plan.name}.") from missing
-    counts = write_frame(clients.redis, ONLINE_PROJECT, plan.name, plan.join_keys, plan.features, newest)
-    last = newest["event_timestamp"].max() if newest.height else None
-    return counts, last if isinstance(last, datetime) else None

@@ -9,7 +9,9 @@ from typing import Any
 
 import dagster as dg
 
+from mlplatform.features.declared import plans
 from mlplatform.orchestration import policy
+from mlplatform.orchestration.assets.online import op_name
 from mlplatform.specs import Catalog, HttpReader, ModelSpec, StreamReader
 
 # A job is named here once and found by name everywhere else.
@@ -20,7 +22,7 @@ def jobs(found: Sequence[Catalog]) -> list[Job]:
     """Every job of every catalog. Schedules and sensors name them; a job may be defined once only."""
     made: list[Job] = []
     for catalog in found:
-        made += [reference_job(catalog), daily_job(catalog), ingestion_job(catalog), stream_job(catalog)]
+        made += [reference_job(catalog), daily_job(catalog), ingestion_job(catalog), stream_job(catalog), online_job(catalog)]
         for spec in catalog.models:
             made += [training_job(spec), monitoring_job(spec)]
     return made
@@ -57,6 +59,17 @@ def _partitioned_job(catalog: Catalog, name: str, wanted: Any, description: str)
     sources = [s for s in catalog.sources if s.partitioned and wanted(s)]
     keys = [policy.key(stage, s.name) for s in sources for stage in ("raw", "validated", "quarantine")]
     return dg.define_asset_job(name, selection=dg.AssetSelection.assets(*keys), description=description)
+
+
+def online_job(catalog: Catalog) -> Job:
+    """Every view of the catalog online as a new generation, from Delta."""
+    views = sorted(plans(catalog.feature_package))
+    return dg.define_asset_job(
+        f"{catalog.name}_online_rebuild",
+        selection=dg.AssetSelection.assets(*(policy.key("online", view) for view in views)),
+        config={"ops": {op_name(view): {"config": {"rebuild": True}} for view in views}},
+        description="A new generation of every view's online values, built from Delta beside what is read, verified, then switched to",
+    )
 
 
 def training_job(spec: ModelSpec) -> Job:

@@ -13,6 +13,7 @@ from mlplatform.orchestration.automation.jobs import (
     daily_job,
     ingestion_job,
     monitoring_job,
+    online_job,
     reference_job,
     training_job,
     training_run_config,
@@ -27,7 +28,7 @@ def schedules(found: Sequence[Catalog]) -> list[dg.ScheduleDefinition]:
     """The schedules of every catalog; all of them are running unless somebody stops them."""
     made: list[dg.ScheduleDefinition] = []
     for catalog in found:
-        made += [_daily_reference(catalog), _daily_ingestion(catalog), _hourly_ingestion(catalog)]
+        made += [_daily_reference(catalog), _daily_ingestion(catalog), _hourly_ingestion(catalog), _daily_online(catalog)]
         for spec in catalog.models:
             made += [_weekly_training(spec), _hourly_monitoring(spec)]
     return made
@@ -73,6 +74,17 @@ def _hourly_ingestion(catalog: Catalog) -> dg.ScheduleDefinition:
         yield request_for_day(catalog, now.date(), now.strftime("%Y-%m-%dT%H"))
 
     return hourly
+
+
+def _daily_online(catalog: Catalog) -> dg.ScheduleDefinition:
+    return dg.ScheduleDefinition(
+        name=f"{catalog.name}_online_rebuild_daily",
+        job_name=online_job(catalog).name,
+        cron_schedule="0 2 * * *",
+        execution_timezone="UTC",
+        default_status=RUNNING,
+        description="All online values anew from Delta: what Delta does not say is gone, and so are entities past their ttl.",
+    )
 
 
 def request_for_day(catalog: Catalog, day: date, key: str) -> dg.RunRequest | dg.SkipReason:

@@ -1,22 +1,19 @@
-"""Feature assets of a small view: what is appended when, with which `created`, and what reaches the online store."""
+"""Feature assets of a small view: what is appended when, and with which `created`."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 
 import dagster as dg
-import numpy as np
 import polars as pl
 import pytest
-from redis import Redis
 
 from mlplatform.clients.fingerprints import recorded
-from mlplatform.contracts import ONLINE_PROJECT
-from mlplatform.feature_store import codec
 from mlplatform.features.plan import ViewPlan, WindowPlan
 from mlplatform.fingerprint import content_hash
-from mlplatform.orchestration.assets.features import feature_assets, freshness, write_offline, write_online
+from mlplatform.orchestration.assets.features import feature_assets, write_offline
 from mlplatform.orchestration.feature_pages import DRAW_EVERY, DRAWN_AT, LARGE_WRITE_ROWS, should_draw
+from mlplatform.orchestration.policy import freshness
 from mlplatform.orchestration.resources import Clients
 from mlplatform.records import DayRange
 from mlplatform.specs import FeatureRecipe
@@ -194,74 +191,6 @@ def test_event_triggered_rows_of_today_are_live_from_midnight_and_end_now(client
     rows = stored(clients)
     assert rows["event_timestamp"].to_list() == [now - timedelta(hours=h) for h in (20, 2.25, 0)]
     assert rows["created"].to_list() == [now - timedelta(hours=20), now, now]
-
-
-# --- online -------------------------------------------------------------------------------------------------------------
-
-
-def online(valkey_url: str, shop: str) -> codec.Decoded | None:
-    with Redis.from_url(valkey_url) as redis:
-        packed = redis.get(codec.entity_key(ONLINE_PROJECT, "shop_totals", [shop]))
-    order = codec.feature_order(PLAN.features)
-    return codec.decode(packed, codec.schema_hash("shop_totals", order), len(order))
-
-
-def value(found: codec.Decoded, feature: str) -> float:
-    return float(found.values[list(codec.feature_order(PLAN.features)).index(feature)])
-
-
-def test_the_newest_value_of_each_entity_goes_online(clients, place, today, now, valkey_url):
-    place(("a", 3.5, 5.0), ("a", 0.5, 8.0), ("b", 2.5, 1.0))
-    write_offline(clients, PLAN, today, "run")
-    counts, newest = write_online(clients, PLAN)
-    assert (counts.written, newest) == (2, now)
-    assert value(online(valkey_url, "a"), "amount_1h") == 8.0
-    assert value(online(valkey_url, "b"), "amount_1h") == 1.0
-
-
-def test_values_older_than_the_ttl_stay_away(clients, place, today, valkey_url):
-    place(("a", 8, 5.0))
-    write_offline(clients, PLAN, today, "run")
-    counts, newest = write_online(clients, PLAN)
-    assert (counts.written, newest) == (0, None)
-    assert online(valkey_url, "a") is None
-
-
-def test_a_corrected_value_of_the_same_tick_wins_online(clients, place, today, now, set_clock, valkey_url):
-    place(("a", 0.5, 5.0))
-    write_offline(clients, PLAN, today, "run")
-    write_online(clients, PLAN)
-    place(("a", 0.5, 7.0))
-    set_clock(now + timedelta(minutes=10))
-    write_offline(clients, PLAN, today, "corrected")
-    write_online(clients, PLAN)
-    assert value(online(valkey_url, "a"), "amount_1h") == 7.0
-
-
-def test_a_withdrawn_value_is_withdrawn_online(clients, place, today, now, set_clock, valkey_url):
-    place(("a", 0.5, 5.0), ("b", 0.5, 5.0))
-    write_offline(clients, PLAN, today, "run")
-    write_online(clients, PLAN)
-    place(("b", 0.5, 5.0))
-    set_clock(now + timedelta(minutes=10))
-    write_offline(clients, PLAN, today, "withdrawn")
-    write_online(clients, PLAN)
-    assert np.isnan(value(online(valkey_url, "a"), "amount_1h"))
-
-
-def test_a_value_created_after_the_clock_is_not_served(clients, place, today, now, set_clock, valkey_url):
-    place(("a", 0.5, 5.0))
-    write_offline(clients, PLAN, today, "run")
-    set_clock(now - timedelta(minutes=1))
-    counts, _ = write_online(clients, PLAN)
-    assert counts.written == 0
-
-
-def test_the_online_asset_names_what_is_missing(shop, clients, materialize, why):
-    assets = feature_assets(shop, {"shop_totals": PLAN})
-    result = materialize(list(assets), keys=[dg.AssetKey(["online", "shop_totals"])])
-    assert not result.success
-    assert "offline/shop_totals" in why(result)
 
 
 def test_the_offline_asset_counts_its_table_even_when_a_replay_writes_nothing(shop, clients, place, materialize, today):

@@ -8,6 +8,7 @@ JOBS = {
     "flights_daily",
     "flights_windows",
     "flights_events",
+    "flights_online_rebuild",
     "flight_disruption_training",
     "flight_disruption_monitoring",
 }
@@ -15,6 +16,7 @@ SCHEDULES = {
     "flights_reference_daily": ("flights_reference", "15 0 * * *"),
     "flights_ingestion_daily": ("flights_daily", "30 0 * * *"),
     "flights_ingestion_hourly": ("flights_windows", "5 * * * *"),
+    "flights_online_rebuild_daily": ("flights_online_rebuild", "0 2 * * *"),
     "flight_disruption_training_weekly": ("flight_disruption_training", "0 3 * * 1"),
     "flight_disruption_monitoring_hourly": ("flight_disruption_monitoring", "20 * * * *"),
 }
@@ -58,6 +60,7 @@ def test_everything_automated_is_described(loaded):
     [
         ("flights_daily", {"raw", "validated", "quarantine"}),
         ("flights_events", {"raw", "validated", "quarantine"}),
+        ("flights_online_rebuild", {"online"}),
         ("flight_disruption_training", {"training_set", "tuning", "model", "evaluation", "deployment"}),
         ("flight_disruption_monitoring", {"predictions", "outcomes", "performance", "data_drift", "prediction_drift", "skew"}),
     ],

