@@ -50,43 +50,32 @@ class FeatureTable:
             return bool(DeltaTable.is_deltatable(self.uri, dict(self.options)))
         return "://" in self.uri or Path(self.uri).exists()
 
+    def open(self) -> "Snapshot":
+        """The table as it is now. Raises MissingFeatureTableError."""
+        if not self.delta:
+            frame, partitions = pl.scan_parquet(self.uri, storage_options=dict(self.options) or None), []
+        else:
+            try:
+                table = DeltaTable(self.uri, storage_options=dict(self.options))
+            except TableNotFoundError as missing:
+                raise MissingFeatureTableError(f"feature table {self.uri} does not exist yet: materialize its asset first") from missing
+            frame = pl.scan_delta(table, storage_options=dict(self.options) or None)
+            partitions = table.metadata().partition_columns
+        return Snapshot(self, frame, frame.collect_schema(), self.day in partitions)
+
     def schema(self) -> pl.Schema:
         """Columns as stored, the day partition included."""
-        return self._open()[0].collect_schema()
+        return self.open().schema
 
-    def read(
-        self,
-        columns: Iterable[str] | None,
-        start: datetime | None = None,
-        end: datetime | None = None,
-        created_by: tuple[str, datetime] | None = None,
-    ) -> pl.DataFrame:
-        """`columns` (None: all but the day partition) of the rows with start <= event time <= end.
-
-        `created_by` = (column, time) leaves out rows created later. Files that cannot hold such rows are not opened.
-        Raises MissingFeatureTableError, and ValueError for columns the table lacks.
-        """
-        frame, partitions = self._open()
-        schema = frame.collect_schema()
-        wanted = [name for name in schema if name != self.day] if columns is None else list(dict.fromkeys(columns))
-        if missing := [name for name in wanted if name not in schema]:
-            raise ValueError(f"table {self.uri} has no column {', '.join(missing)}; it has {', '.join(schema)}")
-        by_day = self.day in partitions
-        if start is not None:
-            frame = frame.filter(as_utc(self.event, schema) >= start)
-            frame = frame.filter(pl.col(self.day) >= start.date()) if by_day else frame
-        if end is not None:
-            frame = frame.filter(as_utc(self.event, schema) <= end)
-            frame = frame.filter(pl.col(self.day) <= end.date()) if by_day else frame
-        if created_by is not None:
-            frame = frame.filter(as_utc(created_by[0], schema) <= created_by[1])
-        return frame.select(wanted).collect()
+    def read(self, columns: Iterable[str] | None, start: datetime | None = None, end: datetime | None = None) -> pl.DataFrame:
+        """See `Snapshot.read`."""
+        return self.open().read(columns, start, end)
 
     def append(self, rows: pl.DataFrame) -> None:
         """Appends rows, the columns of the table in any order. A new Delta table is partitioned by day."""
         if not self.delta:
             raise NotImplementedError(f"table {self.uri}: only Delta tables take appends")
-        partitioned = bool(self.day) and (not self.exists() or self.day in self._open()[1])
+        partitioned = bool(self.day) and (not self.exists() or self.open().by_day)
         if partitioned:
             rows = rows.with_columns(as_utc(self.event, rows.schema).dt.date().alias(self.day))
         write_deltalake(
@@ -100,15 +89,41 @@ class FeatureTable:
         else:
             rows.write_parquet(self.uri, storage_options=dict(self.options) or None, mkdir=True)
 
-    def _open(self) -> tuple[pl.LazyFrame, list[str]]:
-        """The table and its partition columns."""
-        if not self.delta:
-            return pl.scan_parquet(self.uri, storage_options=dict(self.options) or None), []
-        try:
-            table = DeltaTable(self.uri, storage_options=dict(self.options))
-        except TableNotFoundError as missing:
-            raise MissingFeatureTableError(f"feature table {self.uri} does not exist yet: materialize its asset first") from missing
-        return pl.scan_delta(table, storage_options=dict(self.options) or None), table.metadata().partition_columns
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One version of a table: every read from it sees the same rows, whatever is written meanwhile."""
+
+    table: FeatureTable
+    frame: pl.LazyFrame
+    schema: pl.Schema
+    by_day: bool  # partitioned by the table's day column
+
+    def read(
+        self,
+        columns: Iterable[str] | None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        created_by: tuple[str, datetime] | None = None,
+    ) -> pl.DataFrame:
+        """`columns` (None: all but the day partition) of the rows with start <= event time <= end.
+
+        `created_by` = (column, time) leaves out rows created later. Files that cannot hold such rows are not opened.
+        Raises ValueError for columns the table lacks.
+        """
+        table, frame = self.table, self.frame
+        wanted = [name for name in self.schema if name != table.day] if columns is None else list(dict.fromkeys(columns))
+        if missing := [name for name in wanted if name not in self.schema]:
+            raise ValueError(f"table {table.uri} has no column {', '.join(missing)}; it has {', '.join(self.schema)}")
+        if start is not None:
+            frame = frame.filter(as_utc(table.event, self.schema) >= start)
+            frame = frame.filter(pl.col(table.day) >= start.date()) if self.by_day else frame
+        if end is not None:
+            frame = frame.filter(as_utc(table.event, self.schema) <= end)
+            frame = frame.filter(pl.col(table.day) <= end.date()) if self.by_day else frame
+        if created_by is not None:
+            frame = frame.filter(as_utc(created_by[0], self.schema) <= created_by[1])
+        return frame.select(wanted).collect()
 
 
 def endpoint_options(endpoint: str) -> dict[str, str]:
