@@ -14,6 +14,8 @@ def feast_environment(settings: Settings) -> dict[str, str]:
     return {
         "MLPLATFORM_LAKE": settings.lake_root,
         "MLPLATFORM_FEAST_REGISTRY": registry,
+        # What the online store measures ages by: with a simulated clock, 2013 is now.
+        "MLPLATFORM_CLOCK": settings.clock,
         "MLPLATFORM_REDIS_URL": settings.redis_url.get_secret_value(),
         "FEAST_REGISTRY_TYPE": "file" if is_file else "sql",
         **settings.storage_options(),

@@ -131,6 +131,14 @@ def replay(
     raise typer.Exit(run_replay(model, first, last, home))
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def feast(context: typer.Context, home: Home = HERE) -> None:
+    """Feast's own command line on our feature repository, as `mlplatform feast -- feature-views list`."""
+    from mlplatform.local.feast_command import run_feast
+
+    run_feast(_settings(home), context.args)
+
+
 @bench.command()
 def quality(home: Home = HERE, as_json: AsJson = False) -> None:
     """Model quality on a whole year, through the same assets, beside the baselines."""
