@@ -5,7 +5,7 @@ Belongs here: Delta (and Parquet, for saved data sets) behind a Feast `FileSourc
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -18,6 +18,9 @@ from feast.infra.offline_stores.file_source import FileSource
 
 from mlplatform.feature_store.join import as_utc
 
+# A day in any zone is at most this far from the day in UTC.
+_ZONES = timedelta(days=1)
+
 
 class MissingFeatureTableError(LookupError):
     """The view's table has never been written."""
@@ -27,7 +30,8 @@ class MissingFeatureTableError(LookupError):
 class FeatureTable:
     """One table: where it is, and which of its columns hold the time and the day (`day` "" = not partitioned by day).
 
-    `day` is only trusted where it is a partition column of the table: it must then be the UTC day of the event time.
+    `day` is only used where it is a partition column of dates. It is then the day of the event time in UTC, or in some zone: files are
+    skipped by a day more than needed, and by the exact times in the table's statistics.
     """
 
     uri: str
@@ -61,7 +65,8 @@ class FeatureTable:
                 raise MissingFeatureTableError(f"feature table {self.uri} does not exist yet: materialize its asset first") from missing
             frame = pl.scan_delta(table, storage_options=dict(self.options) or None)
             partitions = table.metadata().partition_columns
-        return Snapshot(self, frame, frame.collect_schema(), self.day in partitions)
+        schema = frame.collect_schema()
+        return Snapshot(self, frame, schema, self.day in partitions and schema[self.day] == pl.Date)
 
     def schema(self) -> pl.Schema:
         """Columns as stored, the day partition included."""
@@ -75,12 +80,12 @@ class FeatureTable:
         """Appends rows, the columns of the table in any order. A new Delta table is partitioned by day."""
         if not self.delta:
             raise NotImplementedError(f"table {self.uri}: only Delta tables take appends")
-        partitioned = bool(self.day) and (not self.exists() or self.open().by_day)
-        if partitioned:
-            rows = rows.with_columns(as_utc(self.event, rows.schema).dt.date().alias(self.day))
-        write_deltalake(
-            self.uri, arrow(rows), mode="append", partition_by=[self.day] if partitioned else None, storage_options=dict(self.options)
-        )
+        there = self.exists()
+        schema = self.open().schema if there else pl.Schema({self.day: pl.Date} if self.day else {})
+        if self.day in schema and self.day not in rows.columns:
+            rows = rows.with_columns(as_utc(self.event, rows.schema).dt.date().cast(schema[self.day]).alias(self.day))
+        partition_by = [self.day] if self.day and not there else None
+        write_deltalake(self.uri, arrow(rows), mode="append", partition_by=partition_by, storage_options=dict(self.options))
 
     def replace(self, rows: pl.DataFrame) -> None:
         """Writes the whole table anew, in one step for Delta."""
@@ -97,7 +102,7 @@ class Snapshot:
     table: FeatureTable
     frame: pl.LazyFrame
     schema: pl.Schema
-    by_day: bool  # partitioned by the table's day column
+    by_day: bool  # partitioned by the dates in the table's day column
 
     def read(
         self,
@@ -117,10 +122,10 @@ class Snapshot:
             raise ValueError(f"table {table.uri} has no column {', '.join(missing)}; it has {', '.join(self.schema)}")
         if start is not None:
             frame = frame.filter(as_utc(table.event, self.schema) >= start)
-            frame = frame.filter(pl.col(table.day) >= start.date()) if self.by_day else frame
+            frame = frame.filter(pl.col(table.day) >= start.date() - _ZONES) if self.by_day else frame
         if end is not None:
             frame = frame.filter(as_utc(table.event, self.schema) <= end)
-            frame = frame.filter(pl.col(table.day) <= end.date()) if self.by_day else frame
+            frame = frame.filter(pl.col(table.day) <= end.date() + _ZONES) if self.by_day else frame
         if created_by is not None:
             frame = frame.filter(as_utc(created_by[0], self.schema) <= created_by[1])
         return frame.select(wanted).collect()
