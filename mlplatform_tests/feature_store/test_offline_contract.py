@@ -190,6 +190,17 @@ def test_a_partition_that_is_not_the_utc_day_loses_no_row(repo: Any, kind: str) 
     assert [values(repo, "odd", [hour]) for hour in (1, 3, 3.5, 23, 23.5, 25)] == [[v] for v in (1.0, 1.0, None, 23.0, 23.0, 25.0)]
 
 
+def test_times_written_as_texts_are_times_in_the_table(repo: Any) -> None:
+    declare(repo, "texts")
+    repo.write("texts", stored([1]))
+    texts = {"event_timestamp": ["2013-09-01T02:00:00+00:00", "2013-08-31T23:00:00.5-04:00"], "created": ["2013-09-01T02:00:00Z"] * 2}
+    repo.store.write_to_offline_store("texts", pd.DataFrame({"origin": ["EWR"] * 2, "v": [2.0, 3.0], **texts}))
+    assert values(repo, "texts", [1, 2, 3, 4]) == [1.0, 2.0, 2.0, 3.0]
+    wrong = pd.DataFrame({"origin": ["EWR"], "v": [2.0], "event_timestamp": ["noon"], "created": ["noon"]})
+    with pytest.raises(ValueError, match="noon"):
+        repo.store.write_to_offline_store("texts", wrong)
+
+
 # --- files outside the needed time -----------------------------------------------------------------------------------
 
 
