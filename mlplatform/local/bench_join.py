@@ -103,7 +103,7 @@ def _race(racing: Sequence[Contender], asked: pd.DataFrame, rounds: int) -> list
             answer = contender.answer(entities)
             wall[contender.name].append(time.perf_counter() - started)
             cpu[contender.name].append(time.process_time() - used)
-            answers[contender.name] = _plain(answer)
+            answers[contender.name] = plain(answer)
     return [
         {
             "engine": name,
@@ -120,7 +120,8 @@ def _race(racing: Sequence[Contender], asked: pd.DataFrame, rounds: int) -> list
     ]
 
 
-def _plain(answer: pa.Table) -> pl.DataFrame:
+def plain(answer: pa.Table) -> pl.DataFrame:
+    """The row numbers and the features, NaN as null: engines differ in which of them they use for "no value"."""
     return pl.DataFrame(answer).select("row", pl.col(pl.Float64).fill_nan(None))
 
 
@@ -135,13 +136,14 @@ def _show(lines: Sequence[dict[str, Any]], ratios: dict[str, float], rows: int, 
     console = Console()
     sizes = ", ".join(f"{n:,}" for n in tables.values())
     table = Table(title=f"{rows:,} entity rows × 3 views × 10 features; tables of {sizes} rows; medians")
-    shown = [name for name in lines[0] if name != "compared_with"]
-    for name in shown:
-        table.add_column(name.replace("_", " "), justify="left" if name == "engine" else "right", no_wrap=name == "engine")
+    shown = {"engine": "", "runs": "runs", "rows_in": "in", "rows_out": "out", "in_order": "order", "cells_different": "differ"}
+    shown |= {"wall_s": "wall s", "cpu_s": "cpu s"}
+    for name, title in shown.items():
+        table.add_column(title, justify="left" if name == "engine" else "right", no_wrap=True)
     for line in lines:
         table.add_row(*(_shown(line[name]) for name in shown))
     console.print(table)
-    console.print(f"cells different: from {STORE!r}, but {BARE!r} from {CORRECTED!r}, which keeps the same rule")
+    console.print(f"differ: feature cells unlike {STORE!r}; {BARE!r} is compared with {CORRECTED!r}, which keeps the same rule")
     if not stock:
         console.print("Feast's own stores were left out: pip install 'mlplatform[bench]'")
     for name, ratio in ratios.items():

@@ -22,7 +22,7 @@ TTL = timedelta(days=3)
 FEATURES = 10
 CORRECTED_SHARE = 0.02
 CUSTOMERS, MERCHANTS, PAIRS = 20_000, 2_000, 50_000
-BARE, STORE, CORRECTED = "bare Polars join_asof", "this store", "this store, later corrections"
+BARE, STORE, CORRECTED = "bare Polars join_asof", "this store", "this store, corrections"
 DUCKDB, DASK = "Feast duckdb", "Feast dask"
 OURS = "mlplatform.feature_store.offline.DeltaOfflineStore"
 _TIME = pl.Datetime("us", "UTC")

@@ -50,9 +50,9 @@ def expected(oracle: Any, questions: list, rows: list, keys: int, ttl: timedelta
     return found
 
 
+@pytest.mark.timeout(600)
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(st.lists(question, max_size=12), st.lists(stored, max_size=20), st.integers(0, 2), time_to_live, st.booleans())
-@pytest.mark.timeout(600)
 def test_every_question_gets_the_row_the_oracle_finds(
     oracle: Any, questions: list, rows: list, keys: int, ttl: timedelta | None, later: bool
 ) -> None:
