@@ -16,6 +16,8 @@ def feast_environment(settings: Settings) -> dict[str, str]:
         "MLPLATFORM_FEAST_REGISTRY": registry,
         "FEAST_ONLINE_URL": settings.online_redis_url,
         "FEAST_ONLINE_CLUSTER": str(settings.online_cluster).lower(),
+        # What the online store measures ages by: with a simulated clock, 2013 is now.
+        "MLPLATFORM_CLOCK": settings.clock,
         "FEAST_REGISTRY_TYPE": "file" if is_file else "sql",
         **settings.storage_options(),
     }

@@ -164,6 +164,14 @@ def replay(
     raise typer.Exit(run_replay(model, first, last, home))
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def feast(context: typer.Context, home: Home = HERE) -> None:
+    """Feast's own command line on our feature repository, as `mlplatform feast -- feature-views list`."""
+    from mlplatform.local.feast_command import run_feast
+
+    run_feast(_settings(home), context.args)
+
+
 @bench.command()
 def quality(home: Home = HERE, as_json: AsJson = False) -> None:
     """Model quality on a whole year, through the same assets, beside the baselines."""
@@ -201,6 +209,21 @@ def bench_online(
     from mlplatform.local.bench_online import run_bench_online
 
     raise typer.Exit(run_bench_online(entities, as_json))
+
+
+@bench.command("join")
+def bench_join(
+    rows: Annotated[int | None, typer.Option(min=1, help="Entity rows: 300,000, or 10,000,000 with --memory.")] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="The peak memory of a large join instead of the race.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the race, each in a fresh order.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """The training join beside bare Polars and Feast's own stores; or its memory."""
+    from mlplatform.local.bench_join import run_bench_join, run_bench_join_memory
+
+    if memory:
+        raise typer.Exit(run_bench_join_memory(rows or 10_000_000, as_json))
+    raise typer.Exit(run_bench_join(rows or 300_000, rounds, as_json))
 
 
 # --- asking it -------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from mlplatform.settings import load_settings
 
 COMMANDS = [
     *("demo", "stream", "up", "down", "status", "doctor", "models", "history", "promote", "rollback", "replay", "bench"),
-    *("features", "fingerprint", "online"),
+    *("features", "fingerprint", "online", "feast"),
     "version",
 ]
 HEAVY = ("dagster", "mlflow", "feast", "polars", "pandas", "numpy", "rich.console", "pydantic", "httpx", "redis")
@@ -173,6 +173,9 @@ def called(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr("mlplatform.local.replay.run_replay", keep("replay", 0))
     monkeypatch.setattr("mlplatform.local.bench_quality.run_bench_quality", keep("quality", 1))
     monkeypatch.setattr("mlplatform.local.bench_fingerprint.run_bench_fingerprint", keep("fingerprint", 1))
+    monkeypatch.setattr("mlplatform.local.bench_join.run_bench_join", keep("join", 1))
+    monkeypatch.setattr("mlplatform.local.bench_join.run_bench_join_memory", keep("memory", 0))
+    monkeypatch.setattr("mlplatform.local.feast_command.run_feast", keep("feast", 0))
     return given
 
 
@@ -190,6 +193,19 @@ def test_up_down_and_bench_pass_their_options_on(run, home, called) -> None:
     assert CliRunner().invoke(cli.app, ["bench", "fingerprint", "--json"]).exit_code == 1
     assert called.fingerprint == (True,)
     assert (called.up, called.down, called.quality) == ((home, 60.0), (home,), (home, True))
+
+
+def test_bench_join_has_a_race_and_a_memory_of_different_sizes(called) -> None:
+    ask = CliRunner().invoke
+    assert ask(cli.app, ["bench", "join", "--rounds", "5", "--json"]).exit_code == 1
+    assert ask(cli.app, ["bench", "join", "--memory"]).exit_code == 0
+    assert (called.join, called.memory) == ((300_000, 5, True), (10_000_000, False))
+
+
+def test_feast_gets_every_word_after_the_dashes(home, called) -> None:
+    CliRunner().invoke(cli.app, ["feast", "--home", str(home), "--", "serve", "--port", "1", "--help"])
+    settings, words = called.feast
+    assert (settings.home, words) == (home, ["serve", "--port", "1", "--help"])
 
 
 def test_replay_takes_times_in_utc(run, home, called) -> None:

@@ -49,8 +49,9 @@ def latest_known(
     """
     left, right, keys = _narrow(questions, rows, on, at, event, created)
     right = _usable_rows(right, keys, later_corrections or created is None)
+    in_order = left.get_column(_AT).is_sorted()
     # Stated once, because Polars cannot check order within groups (and would warn about that).
-    found = left.sort(_AT, maintain_order=True).join_asof(
+    found = (left if in_order else left.sort(_AT)).join_asof(
         right.select(*keys, _USABLE, _EVENT, pl.col(_ROW).alias("__match")),
         left_on=_AT,
         right_on=_USABLE,
@@ -61,7 +62,8 @@ def latest_known(
     match = pl.col("__match")
     if ttl:
         match = pl.when(pl.col(_AT) - pl.col(_EVENT) <= ttl).then(match)
-    return found.select(_ROW, match.alias("__match")).sort(_ROW).get_column("__match")
+    found = found.select(_ROW, match.alias("__match"))
+    return (found if in_order else found.sort(_ROW)).get_column("__match")
 
 
 def newest(rows: pl.DataFrame, *, keys: Sequence[str], event: str, created: str | None) -> pl.DataFrame:
@@ -137,10 +139,17 @@ def _key_as(kind: pl.DataType, have: pl.DataType, key: str) -> pl.Expr:
 
 def _usable_rows(right: pl.DataFrame, keys: list[str], later_corrections: bool) -> pl.DataFrame:
     """The rows that count at some T, sorted by `__usable`, the time from which they do."""
-    if later_corrections or not right.select((pl.col(_CREATED) > pl.col(_EVENT)).any()).item():
+    ordered = right.sort(_EVENT, _CREATED, maintain_order=True)
+    late = pl.col(_CREATED) > pl.col(_EVENT)
+    if later_corrections or not right.select(late.any()).item():
         # Available as soon as known: the last of those with equal event time is the one created last.
-        return right.sort(_EVENT, _CREATED, maintain_order=True).with_columns(pl.col(_EVENT).alias(_USABLE))
-    ranked = right.sort(_EVENT, _CREATED, maintain_order=True).with_row_index(_RANK)
-    ranked = ranked.with_columns(pl.max_horizontal(_EVENT, _CREATED).alias(_USABLE)).sort(_USABLE, maintain_order=True)
-    greatest = pl.col(_RANK).cum_max()
-    return ranked.filter(pl.col(_RANK) == (greatest.over(keys) if keys else greatest))
+        return ordered.with_columns(pl.col(_EVENT).alias(_USABLE))
+    ranked = (
+        ordered.with_row_index(_RANK).with_columns(pl.max_horizontal(_EVENT, _CREATED).alias(_USABLE)).sort(_USABLE, maintain_order=True)
+    )
+    if not keys:
+        return ranked.filter(pl.col(_RANK) == pl.col(_RANK).cum_max())
+    # An entity whose rows all came on time has none to leave out, and there the ranks need not be followed.
+    suspects = ranked.join(ranked.filter(late).select(keys), on=keys, how="semi", maintain_order="left")
+    overtaken = suspects.filter(pl.col(_RANK) < pl.col(_RANK).cum_max().over(keys))
+    return ranked.join(overtaken, on=_RANK, how="anti", maintain_order="left")

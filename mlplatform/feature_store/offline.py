@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import pandas as pd
 import polars as pl
 import pyarrow as pa
 from feast.data_source import DataSource
@@ -27,7 +28,7 @@ from feast.saved_dataset import SavedDatasetStorage
 from feast.utils import compute_non_entity_date_range
 from pydantic import Field
 
-from mlplatform.feature_store.join import newest
+from mlplatform.feature_store.join import TIME, newest
 from mlplatform.feature_store.retrieval import DeltaRetrievalJob, ViewQuery, enrich, entity_table, questions_in_range
 from mlplatform.feature_store.tables import FeatureTable, arrow
 
@@ -143,10 +144,16 @@ class DeltaOfflineStore(OfflineStore):  # type: ignore[misc]  # Feast is untyped
 
     @staticmethod
     def offline_write_batch(config: RepoConfig, feature_view: FeatureView, table: pa.Table, progress: Callable[[int], Any] | None) -> None:
-        """Appends rows to the view's table in one commit, filling in the day partition. A table that is not there is created."""
-        rows = pl.from_arrow(table)
-        assert isinstance(rows, pl.DataFrame)
-        _table(config, _source(feature_view), _stored(feature_view, _source(feature_view).timestamp_field)).append(rows)
+        """Appends rows to the view's table in one commit, filling in the day partition. A table that is not there is created.
+
+        Times may be ISO 8601 texts, which is how `feast serve` hands on what is pushed to it.
+        """
+        source = _source(feature_view)
+        event, created = (_stored(feature_view, name) for name in (source.timestamp_field, source.created_timestamp_column or ""))
+        rows = pl.DataFrame(table)
+        texts = [name for name in (event, created) if rows.schema.get(name) == pl.String]
+        rows = rows.with_columns(_moments(rows.get_column(name)) for name in texts)
+        _table(config, source, event).append(rows)
         if progress:
             progress(rows.height)
 
@@ -231,6 +238,12 @@ def _pull(
     rows = _table(config, source, event).read(columns, _utc(start), _utc(end))
     # Feast files a view without entities under a key of its own making, and wants to find it as a column.
     return rows if join_keys else rows.with_columns(pl.lit(DUMMY_ENTITY_VAL).alias(DUMMY_ENTITY_ID))
+
+
+def _moments(texts: pl.Series) -> pl.Series:
+    """Texts without a zone are UTC. Raises ValueError for one that is no time."""
+    times = pd.to_datetime(pd.Series(texts.to_list()), utc=True, format="ISO8601").dt.as_unit("us")
+    return pl.Series(texts.name, times.dt.tz_localize(None).to_numpy()).cast(TIME)
 
 
 def _utc(time: datetime | None) -> datetime | None:

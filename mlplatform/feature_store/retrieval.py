@@ -4,7 +4,7 @@ Belongs here: turning any entity frame into questions, asking each view, the ret
 itself (`join.py`), file access (`tables.py`), the Feast entry points (`offline.py`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -17,9 +17,11 @@ from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.saved_dataset import SavedDatasetStorage
 
 from mlplatform.feature_store.join import TIME, as_utc, latest_known
-from mlplatform.feature_store.tables import FeatureTable, arrow
+from mlplatform.feature_store.tables import FeatureTable, Snapshot, arrow
 
 EVENT_TIMESTAMP = "event_timestamp"
+# Questions answered at once. Fewer bound the memory further, more read the rows of a ttl before each chunk less often.
+CHUNK_ROWS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -137,38 +139,73 @@ def enrich(entities: pa.Table, time: str, queries: Sequence[ViewQuery], *, later
     keys = dict.fromkeys([time, *(mine for q in queries for mine in q.on)])
     if missing := [name for name in keys if name not in entities.column_names]:
         raise ValueError(f"the entity frame lacks {', '.join(missing)}; it has {', '.join(entities.column_names)}")
-    questions = pl.DataFrame({name: pl.from_arrow(entities.column(name)) for name in keys})
+    asked = _Questions.of(pl.DataFrame({name: pl.from_arrow(entities.column(name)) for name in keys}), time)
     result = entities
     for query in queries:
-        for name, column in _answers(questions, time, query, later_corrections).items():
+        for name, column in _answers(asked, query, later_corrections):
             result = result.append_column(name, column)
-    return result.combine_chunks()
+    return result
 
 
-def _answers(questions: pl.DataFrame, time: str, query: ViewQuery, later_corrections: bool) -> dict[str, pa.Array]:
-    rows = _rows_for(questions.get_column(time), query, later_corrections)
-    match = latest_known(
-        questions,
-        rows,
-        on=query.on,
-        at=time,
-        event=query.event,
-        created=query.created,
-        ttl=query.ttl,
-        later_corrections=later_corrections,
-    )
-    found = arrow(rows.select(pl.col(stored).gather(match).alias(name) for stored, name in query.features.items()))
-    return dict(zip(found.column_names, found.columns, strict=True))
+@dataclass(frozen=True)
+class _Questions:
+    """Keys and times in order of time, in chunks, and each original row's place in that order (None: it is the original).
+
+    A chunk reads no more of a table than its own stretch of time and the ttl before it, which is what bounds the memory.
+    """
+
+    time: str
+    chunks: Sequence[pl.DataFrame]
+    places: pl.Series | None
+
+    @classmethod
+    def of(cls, questions: pl.DataFrame, time: str) -> "_Questions":
+        times = questions.get_column(time)
+        if times.has_nulls():
+            raise ValueError(f"column {time} has nulls: a row without a time has no features")
+        places = None
+        if not times.is_sorted():
+            order = times.arg_sort()
+            questions, places = questions.select(pl.all().gather(order)), order.arg_sort()
+        return cls(time, list(questions.iter_slices(CHUNK_ROWS)) or [questions], places)
+
+    def restored(self, values: pl.Series) -> pl.Series:
+        """Values in order of time, back in the original order."""
+        return values if self.places is None else values.gather(self.places)
 
 
-def _rows_for(times: pl.Series, query: ViewQuery, later_corrections: bool) -> pl.DataFrame:
+def _answers(asked: _Questions, query: ViewQuery, later_corrections: bool) -> Iterator[tuple[str, pa.Array]]:
+    table = query.table.open()
+    only = len(asked.chunks) == 1
+    parts = []
+    for chunk in asked.chunks:
+        rows = _rows_for(chunk.get_column(asked.time), query, table, later_corrections)
+        match = latest_known(
+            chunk,
+            rows,
+            on=query.on,
+            at=asked.time,
+            event=query.event,
+            created=query.created,
+            ttl=query.ttl,
+            later_corrections=later_corrections,
+        )
+        match = asked.restored(match) if only else match
+        # A column in one piece is gathered from in a third of the time; one at a time, so that the table is not there twice.
+        parts.append({name: rows.get_column(stored).rechunk().gather(match) for stored, name in query.features.items()})
+    for name in query.features.values():
+        column = parts[0].pop(name) if only else asked.restored(pl.concat([part.pop(name) for part in parts]))
+        yield name, arrow(column.to_frame(name)).column(name)
+
+
+def _rows_for(times: pl.Series, query: ViewQuery, table: Snapshot, later_corrections: bool) -> pl.DataFrame:
     """The view's rows that any of the questions could need."""
     columns = [*query.on.values(), query.event, *([query.created] if query.created else []), *query.features]
     first, last = times.min(), times.max()
     if not isinstance(first, datetime) or not isinstance(last, datetime):
-        return pl.DataFrame(schema={name: query.table.schema()[name] for name in dict.fromkeys(columns)})
+        return pl.DataFrame(schema={name: table.schema[name] for name in dict.fromkeys(columns)})
     created_by = (query.created, last) if query.created and not later_corrections else None
-    return query.table.read(columns, first - query.ttl if query.ttl else None, last, created_by)
+    return table.read(columns, first - query.ttl if query.ttl else None, last, created_by)
 
 
 def questions_in_range(queries: Sequence[ViewQuery], start: datetime, end: datetime, *, later_corrections: bool) -> tuple[pa.Table, str]:

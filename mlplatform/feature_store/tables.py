@@ -5,7 +5,7 @@ Belongs here: Delta (and Parquet, for saved data sets) behind a Feast `FileSourc
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -18,6 +18,9 @@ from feast.infra.offline_stores.file_source import FileSource
 
 from mlplatform.feature_store.join import as_utc
 
+# A day in any zone is at most this far from the day in UTC.
+_ZONES = timedelta(days=1)
+
 
 class MissingFeatureTableError(LookupError):
     """The view's table has never been written."""
@@ -27,7 +30,8 @@ class MissingFeatureTableError(LookupError):
 class FeatureTable:
     """One table: where it is, and which of its columns hold the time and the day (`day` "" = not partitioned by day).
 
-    `day` is only trusted where it is a partition column of the table: it must then be the UTC day of the event time.
+    `day` is only used where it is a partition column of dates. It is then the day of the event time in UTC, or in some zone: files are
+    skipped by a day more than needed, and by the exact times in the table's statistics.
     """
 
     uri: str
@@ -50,9 +54,55 @@ class FeatureTable:
             return bool(DeltaTable.is_deltatable(self.uri, dict(self.options)))
         return "://" in self.uri or Path(self.uri).exists()
 
+    def open(self) -> "Snapshot":
+        """The table as it is now. Raises MissingFeatureTableError."""
+        if not self.delta:
+            frame, partitions = pl.scan_parquet(self.uri, storage_options=dict(self.options) or None), []
+        else:
+            try:
+                table = DeltaTable(self.uri, storage_options=dict(self.options))
+            except TableNotFoundError as missing:
+                raise MissingFeatureTableError(f"feature table {self.uri} does not exist yet: materialize its asset first") from missing
+            frame = pl.scan_delta(table, storage_options=dict(self.options) or None)
+            partitions = table.metadata().partition_columns
+        schema = frame.collect_schema()
+        return Snapshot(self, frame, schema, self.day in partitions and schema[self.day] == pl.Date)
+
     def schema(self) -> pl.Schema:
         """Columns as stored, the day partition included."""
-        return self._open()[0].collect_schema()
+        return self.open().schema
+
+    def read(self, columns: Iterable[str] | None, start: datetime | None = None, end: datetime | None = None) -> pl.DataFrame:
+        """See `Snapshot.read`."""
+        return self.open().read(columns, start, end)
+
+    def append(self, rows: pl.DataFrame) -> None:
+        """Appends rows, the columns of the table in any order. A new Delta table is partitioned by day."""
+        if not self.delta:
+            raise NotImplementedError(f"table {self.uri}: only Delta tables take appends")
+        there = self.exists()
+        schema = self.open().schema if there else pl.Schema({self.day: pl.Date} if self.day else {})
+        if self.day in schema and self.day not in rows.columns:
+            rows = rows.with_columns(as_utc(self.event, rows.schema).dt.date().cast(schema[self.day]).alias(self.day))
+        partition_by = [self.day] if self.day and not there else None
+        write_deltalake(self.uri, arrow(rows), mode="append", partition_by=partition_by, storage_options=dict(self.options))
+
+    def replace(self, rows: pl.DataFrame) -> None:
+        """Writes the whole table anew, in one step for Delta."""
+        if self.delta:
+            write_deltalake(self.uri, arrow(rows), mode="overwrite", schema_mode="overwrite", storage_options=dict(self.options))
+        else:
+            rows.write_parquet(self.uri, storage_options=dict(self.options) or None, mkdir=True)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One version of a table: every read from it sees the same rows, whatever is written meanwhile."""
+
+    table: FeatureTable
+    frame: pl.LazyFrame
+    schema: pl.Schema
+    by_day: bool  # partitioned by the dates in the table's day column
 
     def read(
         self,
@@ -64,51 +114,21 @@ class FeatureTable:
         """`columns` (None: all but the day partition) of the rows with start <= event time <= end.
 
         `created_by` = (column, time) leaves out rows created later. Files that cannot hold such rows are not opened.
-        Raises MissingFeatureTableError, and ValueError for columns the table lacks.
+        Raises ValueError for columns the table lacks.
         """
-        frame, partitions = self._open()
-        schema = frame.collect_schema()
-        wanted = [name for name in schema if name != self.day] if columns is None else list(dict.fromkeys(columns))
-        if missing := [name for name in wanted if name not in schema]:
-            raise ValueError(f"table {self.uri} has no column {', '.join(missing)}; it has {', '.join(schema)}")
-        by_day = self.day in partitions
+        table, frame = self.table, self.frame
+        wanted = [name for name in self.schema if name != table.day] if columns is None else list(dict.fromkeys(columns))
+        if missing := [name for name in wanted if name not in self.schema]:
+            raise ValueError(f"table {table.uri} has no column {', '.join(missing)}; it has {', '.join(self.schema)}")
         if start is not None:
-            frame = frame.filter(as_utc(self.event, schema) >= start)
-            frame = frame.filter(pl.col(self.day) >= start.date()) if by_day else frame
+            frame = frame.filter(as_utc(table.event, self.schema) >= start)
+            frame = frame.filter(pl.col(table.day) >= start.date() - _ZONES) if self.by_day else frame
         if end is not None:
-            frame = frame.filter(as_utc(self.event, schema) <= end)
-            frame = frame.filter(pl.col(self.day) <= end.date()) if by_day else frame
+            frame = frame.filter(as_utc(table.event, self.schema) <= end)
+            frame = frame.filter(pl.col(table.day) <= end.date() + _ZONES) if self.by_day else frame
         if created_by is not None:
-            frame = frame.filter(as_utc(created_by[0], schema) <= created_by[1])
+            frame = frame.filter(as_utc(created_by[0], self.schema) <= created_by[1])
         return frame.select(wanted).collect()
-
-    def append(self, rows: pl.DataFrame) -> None:
-        """Appends rows, the columns of the table in any order. A new Delta table is partitioned by day."""
-        if not self.delta:
-            raise NotImplementedError(f"table {self.uri}: only Delta tables take appends")
-        partitioned = bool(self.day) and (not self.exists() or self.day in self._open()[1])
-        if partitioned:
-            rows = rows.with_columns(as_utc(self.event, rows.schema).dt.date().alias(self.day))
-        write_deltalake(
-            self.uri, arrow(rows), mode="append", partition_by=[self.day] if partitioned else None, storage_options=dict(self.options)
-        )
-
-    def replace(self, rows: pl.DataFrame) -> None:
-        """Writes the whole table anew, in one step for Delta."""
-        if self.delta:
-            write_deltalake(self.uri, arrow(rows), mode="overwrite", schema_mode="overwrite", storage_options=dict(self.options))
-        else:
-            rows.write_parquet(self.uri, storage_options=dict(self.options) or None, mkdir=True)
-
-    def _open(self) -> tuple[pl.LazyFrame, list[str]]:
-        """The table and its partition columns."""
-        if not self.delta:
-            return pl.scan_parquet(self.uri, storage_options=dict(self.options) or None), []
-        try:
-            table = DeltaTable(self.uri, storage_options=dict(self.options))
-        except TableNotFoundError as missing:
-            raise MissingFeatureTableError(f"feature table {self.uri} does not exist yet: materialize its asset first") from missing
-        return pl.scan_delta(table, storage_options=dict(self.options) or None), table.metadata().partition_columns
 
 
 def endpoint_options(endpoint: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from deltalake import write_deltalake
@@ -95,6 +96,36 @@ def state_rows() -> pl.DataFrame:
         {"event_timestamp": times, "created": times, "load": [float(i) for i in range(len(times))]},
         schema_overrides={"event_timestamp": pl.Datetime("us", "UTC"), "created": pl.Datetime("us", "UTC")},
     )
+
+
+def brute_force(asked: list[Any], rows: list[Any], keys: int, ttl: int | None, later: bool) -> list[int | None]:
+    """Every stored row tried for every question, as one table of all pairs: the row's position, or None.
+
+    `asked` holds (key…, t), `rows` (key…, event, created), times as whole numbers; of each only the first `keys` keys count.
+    """
+    if not asked or not rows:
+        return [None] * len(asked)
+    t = np.array([a[-1] for a in asked])[:, None]
+    event, created = (np.array([r[i] for r in rows])[None, :] for i in (-2, -1))
+    usable = event <= t if later else (event <= t) & (created <= t)
+    for k in range(keys):
+        known = np.array([a[k] is not None for a in asked])[:, None]
+        pairs = np.array([a[k] for a in asked], object)[:, None] == np.array([r[k] for r in rows], object)[None, :]
+        usable &= known & pairs
+    place = np.empty(len(rows), np.int64)
+    place[np.lexsort((np.arange(len(rows)), created[0], event[0]))] = np.arange(len(rows))
+    score = np.where(usable, place, -1)
+    best = score.argmax(axis=1)
+    found = score.max(axis=1) >= 0
+    if ttl:
+        found &= t[:, 0] - event[0][best] <= ttl
+    return [int(b) if f else None for b, f in zip(best, found, strict=True)]
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Any:
+    """`brute_force`."""
+    return brute_force
 
 
 def make_repo(
