@@ -1,6 +1,6 @@
 """The stored features of the flight models. Belongs here: Feast feature views, in the order entity → schema → windows.
 
-Does not belong here: how the rows come about (`recipes`). Every windowed view runs on tiles (`mlplatform.features`).
+Does not belong here: how the rows come about (`recipes`), running the windows (`mlplatform.features`).
 A row is written each cadence while the entity is alive, so a value's age tells how fresh the pipeline is, and a ttl of a
 few cadences tells a stopped pipeline from a quiet entity.
 """

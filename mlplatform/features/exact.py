@@ -84,7 +84,7 @@ def _rounded(limbs: Integers, exponent: int) -> Floats:
     """The float64 nearest to `sum(limbs[j] * 2**(exponent + 32 j))` in each column."""
     digits = _carried(limbs)
     negative = digits[-1] < 0
-    digits = _carried(np.where(negative, -digits, digits))
+    digits[:, negative] = _carried(-digits[:, negative])[:-1]
     at = np.arange(digits.shape[1])
     nonzero = digits != 0
     top = len(digits) - 1 - np.argmax(nonzero[::-1], axis=0)

@@ -3,9 +3,9 @@
 Belongs here: comparing computed rows with the ones a table holds. Does not belong here: reading or writing tables.
 
 `created` says when the platform made a value available (DESIGN, Time):
-- a tick of the live time (after `live_since`) becomes available when it is computed: `now`;
-- a tick of the time before is history, written as it would have been had the feature existed: the tick itself;
-- a value that differs from what the table says is a correction, whenever its tick was: `now`.
+- a row of the live time (`live_since` on) becomes available when it is computed: `now`;
+- a row of the time before is history, written as it would have been had the feature existed: its own time;
+- a value that differs from what the table says is a correction, whenever its row's time was: `now`.
 """
 
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ def rows_to_append(
     now: datetime,
     live_since: datetime | None,
 ) -> pl.DataFrame:
-    """The rows to append so that the newest row of each (entity, tick) is the computed one.
+    """The rows to append so that the newest row of each (entity, `event_timestamp`) is the computed one.
 
-    `computed` has join keys, `event_timestamp` and features; `existing` the same and `created`, for the same ticks. An
-    (entity, tick) the computation no longer gives gets a row of nulls: the old value is withdrawn, not left standing.
+    `computed` has join keys, `event_timestamp` and features; `existing` the same and `created`, for the same times. An
+    (entity, time) the computation no longer gives gets a row of nulls: the old value is withdrawn, not left standing.
     Returns `computed`'s columns with `created` before the features; empty where nothing changed, so a replay is a no-op.
     """
     identity = [*join_keys, TIME]

@@ -6,7 +6,6 @@ belong here: positions (`slices`), values of slices (`exact`, `extremes`), compu
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import cached_property
 
 import numpy as np
@@ -103,45 +102,66 @@ def _blocks(plan: ViewPlan, events: pl.DataFrame, first: int, last: int) -> Iter
 def _rows(plan: ViewPlan, block: _Block, entities: pl.DataFrame) -> pl.DataFrame:
     event, moments = block.runs.rows()
     entity, timeline = block.entity[event], Timeline(block.entity, block.time)
-    begins: dict[timedelta | None, Integers] = {None: timeline.begin(entity)}
-    for window in {a.window for a in plan.aggregations if a.window is not None}:
-        begins[window] = timeline.until(entity, _starts(plan, moments, microseconds(window)))
     ends = timeline.until(entity, moments)
+    columns = {c: _Column(block.events[c].to_numpy()) for c in dict.fromkeys(a.column for a in plan.aggregations)}
     found: dict[str, Floats] = {}
-    for column in dict.fromkeys(a.column for a in plan.aggregations):
-        values = _Values(block.events[column].to_numpy())
-        found |= {a.name: values.aggregated(a.function, begins[a.window], ends) for a in plan.aggregations if a.column == column}
+    for window in dict.fromkeys(a.window for a in plan.aggregations):
+        begins = timeline.begin(entity) if window is None else timeline.until(entity, _starts(plan, moments, microseconds(window)))
+        for name, column in columns.items():
+            slices = _Slices(column, begins, ends)
+            found |= {a.name: slices.aggregated(a.function) for a in plan.aggregations if (a.window, a.column) == (window, name)}
     rows = entities[block.first_entity + entity].with_columns(pl.Series(TIME, moments).cast(TIMESTAMP))
     return rows.with_columns(pl.Series(a.name, found[a.name]) for a in plan.aggregations)
 
 
-class _Values:
-    """One column of a block's events, NaN where an event says nothing about it."""
+class _Column:
+    """What a block's events say in one column: `values` without the NaN of those that say nothing."""
 
     def __init__(self, values: Floats) -> None:
         known = ~np.isnan(values)
-        self._values = values[known]
-        self._known_before = np.append(0, np.cumsum(known))
+        self.values = values[known]
+        self.known_before = np.append(0, np.cumsum(known))
 
-    def aggregated(self, function: str, begins: Integers, ends: Integers) -> Floats:
-        """`function` of each slice of the events. Over no values a sum and a count are 0; a mean, minimum and maximum are NaN."""
-        begins, ends = self._known_before[begins], self._known_before[ends]
+    @cached_property
+    def sums(self) -> PrefixSums:
+        return prefix_sums(self.values)
+
+
+class _Slices:
+    """The slices `begins[i] … ends[i] - 1` of a block's events, in one column."""
+
+    def __init__(self, column: _Column, begins: Integers, ends: Integers) -> None:
+        self._column = column
+        self._events = begins, ends
+
+    def aggregated(self, function: str) -> Floats:
+        """`function` of each slice. Over no values a sum and a count are 0; a mean, minimum and maximum are NaN."""
         match function:
             case "sum":
-                return self._sums.between(begins, ends)
+                return self._sums
             case "count":
-                return (ends - begins).astype(np.float64)
+                return self._counts.astype(np.float64)
             case "mean":
-                means = np.full(len(ends), np.nan)
-                np.divide(self._sums.between(begins, ends), ends - begins, out=means, where=ends > begins)
+                means = np.full(len(self._counts), np.nan)
+                np.divide(self._sums, self._counts, out=means, where=self._counts > 0)
                 return means
             case "min":
-                return minima(self._values, begins, ends)
+                return minima(self._column.values, *self._known)
             case "max":
-                return -minima(-self._values, begins, ends)
+                return -minima(-self._column.values, *self._known)
             case _:
                 raise FeatureError(f"the engine has no function {function!r}; it knows sum, count, mean, min, max")
 
     @cached_property
-    def _sums(self) -> PrefixSums:
-        return prefix_sums(self._values)
+    def _known(self) -> tuple[Integers, Integers]:
+        """The slices among the column's values."""
+        begins, ends = self._events
+        return self._column.known_before[begins], self._column.known_before[ends]
+
+    @cached_property
+    def _counts(self) -> Integers:
+        return self._known[1] - self._known[0]
+
+    @cached_property
+    def _sums(self) -> Floats:
+        return self._column.sums.between(*self._known)

@@ -26,7 +26,7 @@ from redis import Redis
 
 from mlplatform.clients.lake import Lake, with_day
 from mlplatform.contracts import ONLINE_PROJECT
-from mlplatform.feature_store.codec import entity_key
+from mlplatform.feature_store.reader import SyncOnlineReader, ViewLayout
 from mlplatform.local import services
 from mlplatform.local.stream_world import LATENESS_S, STREAM, WORLD, click, clicks, payload, plans
 from mlplatform.local.supervisor import Supervisor
@@ -105,7 +105,7 @@ def measure(home: Path, redis_url: str, world: str, seconds: int, rate: int) -> 
             command = [sys.executable, "-m", "mlplatform.local.bench_stream", redis_url, str(seconds), str(rate)]
             publisher = subprocess.Popen(command, env=environment)
             began = time.monotonic()
-            latencies, unread = _read_along(redis, plans(world)[-1].name, plans(world)[0].name, publisher)
+            latencies, unread = _read_along(redis, world, publisher)
             took = time.monotonic() - began
         finally:
             worker.send_signal(signal.SIGTERM)
@@ -177,8 +177,10 @@ def _await_line(log: Path, event: str, worker: "subprocess.Popen[bytes] | None",
     raise RuntimeError(f"the worker never said '{event}': {log.read_text()[-2000:]}")
 
 
-def _read_along(redis: Redis, last: str, first: str, publisher: "subprocess.Popen[bytes]") -> tuple[list[float], int]:
+def _read_along(redis: Redis, world: str, publisher: "subprocess.Popen[bytes]") -> tuple[list[float], int]:
     """Seconds from each sampled event until both views hold it or a later one of its shopper; and how many never were read."""
+    layouts = [ViewLayout.declare(plan.name, plan.join_keys, plan.features, plan.ttl) for plan in plans(world)]
+    reader = SyncOnlineReader(redis, ONLINE_PROJECT)
     waiting: list[tuple[int, int]] = []
     latencies: list[float] = []
     deadline: float | None = None
@@ -187,15 +189,11 @@ def _read_along(redis: Redis, last: str, first: str, publisher: "subprocess.Pope
         for sample in samples or []:
             shopper, moment = sample.split()
             waiting.append((int(shopper), int(moment)))
-        pipeline = redis.pipeline(transaction=False)
-        for shopper, _ in waiting:
-            for view in (last, first):
-                pipeline.getrange(entity_key(ONLINE_PROJECT, view, [shopper]), 0, 7)
-        heads = pipeline.execute()
+        found = reader.read([(layout, (shopper,)) for shopper, _ in waiting for layout in layouts])
         now = time.time()
         still = []
         for i, (shopper, moment) in enumerate(waiting):
-            if all(len(head) == 8 and int.from_bytes(head, "big") - (1 << 63) >= moment for head in heads[2 * i : 2 * i + 2]):
+            if all(value is not None and value.event_us >= moment for value in found[2 * i : 2 * i + 2]):
                 latencies.append(now - moment / 1e6)
             else:
                 still.append((shopper, moment))

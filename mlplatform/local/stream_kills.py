@@ -17,12 +17,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from redis import Redis
 
 from mlplatform.clock import SimulatedClock
 from mlplatform.contracts import ONLINE_PROJECT
-from mlplatform.feature_store.codec import decode, entity_key, feature_order, schema_hash
+from mlplatform.feature_store.reader import SyncOnlineReader, ViewLayout
 from mlplatform.features.engine import compute
 from mlplatform.features.plan import EPOCH, TIME, ViewPlan
 from mlplatform.local.stream_world import CLICKS, LATENESS_S, STREAM, WORLD, click, clicks, payload, plans
@@ -34,7 +35,7 @@ LATENESS = timedelta(hours=6)
 SPEED = 600.0  # ten minutes of the world a second: a tick each second
 SHOPPERS = 20
 WORK_S = 0.8  # how long a worker may work at most before it is killed
-DURING_START = 4  # each so manieth is killed while it starts
+DURING_START = 4  # every fourth worker is killed while it starts
 
 
 @dataclass
@@ -214,12 +215,8 @@ def _repeats(stored: pl.DataFrame, plan: ViewPlan) -> int:
 
 def online_differences(redis: Redis, plan: ViewPlan, rows: pl.DataFrame) -> int:
     """Entities whose value in Redis is not the newest of `rows`."""
-    order = feature_order(plan.features)
     newest = rows.sort(TIME).unique(list(plan.join_keys), keep="last")
-    wrong = 0
-    for row in newest.iter_rows(named=True):
-        packed = redis.get(entity_key(ONLINE_PROJECT, plan.name, [row[k] for k in plan.join_keys]))
-        found = decode(packed, schema_hash(plan.name, order), len(order)) if packed else None  # type: ignore[arg-type]
-        same = found is not None and all(float(v) == row[f] for v, f in zip(found.values, order, strict=True))
-        wrong += not same
-    return wrong
+    layout = ViewLayout.declare(plan.name, plan.join_keys, plan.features, plan.ttl)
+    found = SyncOnlineReader(redis, ONLINE_PROJECT).read([(layout, key) for key in newest.select(layout.join_keys).rows()])
+    expected = newest.select(plan.features).to_numpy()  # null is NaN, as online
+    return sum(value is None or not np.array_equal(value.values, row, equal_nan=True) for value, row in zip(found, expected, strict=True))

@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 from mlplatform.clients.lake import Lake, MissingTableError
 from mlplatform.clients.stream import StreamError
 from mlplatform.clock import Clock, clock_from
+from mlplatform.feature_store.codec import SchemaMismatchError
 from mlplatform.features.plan import ViewPlan, since_epoch
 from mlplatform.features.stream_choice import reason_against
 from mlplatform.features.stream_entity import StaleStateError
@@ -194,7 +195,7 @@ class Worker:
             except StaleStateError as stale:
                 log.warning("starting anew", reason=str(stale))
                 continue
-            except (StreamError, RedisError, MissingTableError, DeltaError, OSError) as away:
+            except (StreamError, RedisError, SchemaMismatchError, MissingTableError, DeltaError, OSError) as away:
                 self.metrics.connected.set(0)
                 log.warning("waiting", reason=str(away), seconds=patience)
                 stop.wait(patience)

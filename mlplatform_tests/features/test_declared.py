@@ -1,16 +1,12 @@
 """Plans read from Feast declarations, and the declarations that are refused."""
 
-import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
-from textwrap import dedent
 
-import feast  # noqa: F401  # its import sets warning filters of its own, so it comes before ours
 import pytest
+from pydantic import ValidationError
 
-from mlplatform.features.declared import DeclarationError, plans
+from mlplatform.features.declared import DeclarationError
 from mlplatform.features.plan import ViewPlan
 
 VIEWS = """
@@ -46,27 +42,6 @@ RECIPES = (FeatureRecipe(view="sales", inputs={"till": 3 * HOUR}, cadence=HOUR, 
 Declare = Callable[[str, str], dict[str, ViewPlan]]
 
 
-@pytest.fixture
-def declare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Declare]:
-    """Reads a package with the given texts of views.py and recipes.py."""
-    package = f"declared_{tmp_path.name.replace('-', '_')}"
-
-    def read(views: str, recipes: str) -> dict[str, ViewPlan]:
-        folder = tmp_path / package
-        folder.mkdir()
-        (folder / "__init__.py").touch()
-        (folder / "views.py").write_text(dedent(views))
-        (folder / "recipes.py").write_text(dedent(recipes))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Stream feature views are experimental", category=RuntimeWarning)
-            return plans(package)
-
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield read
-    for name in [m for m in sys.modules if m.split(".")[0] == package]:
-        del sys.modules[name]
-
-
 def test_a_declaration_becomes_a_plan(declare: Declare) -> None:
     plan = declare(VIEWS, RECIPES)["sales"]
     assert (plan.join_keys, plan.features, plan.owner) == (("shop",), ("amount_3h",), "shop@example.com")
@@ -75,21 +50,60 @@ def test_a_declaration_becomes_a_plan(declare: Declare) -> None:
     assert plan.feature_descriptions == {"amount_3h": "Sold"}
 
 
-def test_the_fingerprint_changes_with_the_declaration_and_with_the_recipes(declare: Declare, tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_the_declaration_and_with_the_recipes(declare: Declare) -> None:
     before = declare(VIEWS, RECIPES)["sales"].fingerprint
     assert len(before) == 64
-    assert before != _again(declare, tmp_path, VIEWS.replace("3 * HOUR, name", "2 * HOUR, name"), RECIPES)
-    assert before != _again(declare, tmp_path, VIEWS, RECIPES + "\n# another line\n")
+    assert before == declare(VIEWS, RECIPES)["sales"].fingerprint
+    assert before != declare(VIEWS.replace("3 * HOUR, name", "2 * HOUR, name"), RECIPES)["sales"].fingerprint
+    assert before != declare(VIEWS, RECIPES + "\n# another line\n")["sales"].fingerprint
 
 
-def _again(declare: Declare, tmp_path: Path, views: str, recipes: str) -> str:
-    package = next(p for p in tmp_path.iterdir() if p.is_dir())
-    for name in [m for m in sys.modules if m.split(".")[0] == package.name]:
-        del sys.modules[name]
-    for file in sorted(package.rglob("*"), reverse=True):
-        file.rmdir() if file.is_dir() else file.unlink()
-    package.rmdir()
-    return declare(views, recipes)["sales"].fingerprint
+def test_the_fingerprint_tells_one_trigger_from_the_other_even_where_the_text_is_the_same(
+    declare: Declare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = "import os\n" + RECIPES.replace("cadence=HOUR", 'cadence=HOUR, trigger=os.environ["TRIGGER"]')
+    monkeypatch.setenv("TRIGGER", "cadence")
+    before = declare(VIEWS, recipes)["sales"]
+    monkeypatch.setenv("TRIGGER", "event")
+    after = declare(VIEWS, recipes)["sales"]
+    assert (before.event_triggered, after.event_triggered) == (False, True)
+    assert before.fingerprint != after.fingerprint
+
+
+def test_only_ticks_have_to_be_multiples_of_the_hop(declare: Declare) -> None:
+    recipes = RECIPES.replace("cadence=HOUR", 'cadence=HOUR / 2, trigger="event"')
+    assert declare(VIEWS, recipes)["sales"].cadence == timedelta(minutes=30)
+
+
+def test_a_value_may_take_one_cadence_to_be_readable_unless_the_recipe_says_otherwise(declare: Declare) -> None:
+    assert declare(VIEWS, RECIPES)["sales"].recipe.propagation_budget == timedelta(hours=1)
+    quicker = RECIPES.replace("cadence=HOUR", "cadence=HOUR, propagation=timedelta(seconds=2)")
+    assert declare(VIEWS, quicker)["sales"].recipe.propagation_budget == timedelta(seconds=2)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("cadence=HOUR", "cadence=0 * HOUR", "greater than 0"),
+        ("cadence=HOUR", "cadence=HOUR, propagation=0 * HOUR", "greater than 0"),
+        ("cadence=HOUR", 'cadence=HOUR, trigger="sometimes"', "'cadence' or 'event'"),
+        (
+            "cadence=HOUR, events=lambda tables",
+            'cadence=HOUR, trigger="event", compute=lambda tables, ticks',
+            "trigger='event' speaks of events",
+        ),
+        (
+            "cadence=HOUR, events=lambda tables",
+            'cadence=HOUR, independent_by="id", compute=lambda tables, ticks',
+            "independent_by speaks of",
+        ),
+        ('events=lambda tables: tables["till"]', "compute=None", "exactly one of events and compute"),
+    ],
+)
+def test_a_recipe_that_contradicts_itself_is_refused(declare: Declare, old: str, new: str, message: str) -> None:
+    assert old in RECIPES
+    with pytest.raises(ValidationError, match=message):
+        declare(VIEWS, RECIPES.replace(old, new))
 
 
 @pytest.mark.parametrize(

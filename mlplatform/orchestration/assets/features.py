@@ -74,7 +74,7 @@ def _offline(catalog: Catalog, plan: ViewPlan) -> dg.AssetsDefinition:
             policy.spec(
                 "offline",
                 plan.name,
-                description=f"{plan.description}\n\nPoint-in-time history, one row per entity and tick ({plan.cadence}).",
+                description=f"{plan.description}\n\nPoint-in-time history, one row per entity and {_row_time(plan)}.",
                 owner=plan.owner,
                 deps=deps,
                 partitions=partitions.daily(catalog),
@@ -103,21 +103,25 @@ def _offline(catalog: Catalog, plan: ViewPlan) -> dg.AssetsDefinition:
     return offline
 
 
+def _row_time(plan: ViewPlan) -> str:
+    return "time of its events" if plan.event_triggered else f"tick ({plan.cadence})"
+
+
 def write_offline(clients: Clients, plan: ViewPlan, days: DayRange, run_id: str) -> pl.DataFrame:
-    """Computes the view's ticks on `days` that have come, and appends the rows that are new or changed. Returns those."""
+    """Computes the view's rows on `days`, up to now, and appends those that are new or changed. Returns these."""
     now = clients.clock.now()
-    ticks = tick_range(plan, days, now)
-    if ticks is None:
+    times = tick_range(plan, days, now)
+    if times is None:
         return pl.DataFrame()
     lake = clients.lake
     tables = {source: lake.read(("validated", source), read) for source, read in required_days(plan, days).items()}
-    mine = pl.col(TIME).is_between(*(pl.lit(tick) for tick in ticks))
+    mine = pl.col(TIME).is_between(*(pl.lit(time) for time in times))
     if (streamed := streamed_from(lake, plan, now)) is not None:
         mine &= pl.col(TIME) < pl.lit(streamed)
     return append_changes(
         lake,
         plan,
-        compute(plan, tables, *ticks).filter(mine),
+        compute(plan, tables, *times).filter(mine),
         days,
         now=now,
         live_since=_live_since(clients, plan, days),
@@ -128,7 +132,8 @@ def write_offline(clients: Clients, plan: ViewPlan, days: DayRange, run_id: str)
 
 
 def _live_since(clients: Clients, plan: ViewPlan, days: DayRange) -> datetime | None:
-    """The first tick that was computed on its own day: from then on `created` is the time of computing.
+    """The first tick that was computed on its own day (that day's 00:00 for an event-triggered view): from then on
+    `created` is the time of computing.
 
     A backfill that reaches into today begins the live time with today's first tick, not with its own.
     """

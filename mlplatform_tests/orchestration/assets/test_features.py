@@ -11,7 +11,7 @@ from redis import Redis
 
 from mlplatform.contracts import ONLINE_PROJECT
 from mlplatform.feature_store import codec
-from mlplatform.features.plan import ViewPlan
+from mlplatform.features.plan import ViewPlan, WindowPlan
 from mlplatform.orchestration.assets.features import feature_assets, write_offline, write_online
 from mlplatform.orchestration.resources import Clients
 from mlplatform.records import DayRange
@@ -147,6 +147,49 @@ def test_ticks_of_a_late_day_after_the_start_are_live(clients, place, today, now
     write_offline(clients, PLAN, today, "the day once more, late")
     rows = stored(clients).filter(pl.col("shop") == "b")
     assert rows["created"].to_list() == [tomorrow]
+
+
+def payments(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    return tables["orders"].select("shop", pl.col("placed_at").alias("event_timestamp"), "amount")
+
+
+AT_EVENTS = ViewPlan(
+    name="shop_totals",
+    join_keys=("shop",),
+    features=("amount_6h",),
+    ttl=timedelta(hours=6),
+    description="Sold in the last six hours",
+    owner="team:data",
+    recipe=FeatureRecipe(
+        view="shop_totals", inputs={"orders": timedelta(hours=6)}, cadence=timedelta(hours=1), trigger="event", events=payments
+    ),
+    aggregations=(WindowPlan("amount", "sum", timedelta(hours=6), "amount_6h"),),
+    hop=timedelta(hours=1),
+    fingerprint="e" * 64,
+)
+
+
+def test_an_event_triggered_view_is_backfilled_and_restated_by_day(clients, place, now, set_clock):
+    place(("a", 20, 5.0), ("a", 19.5, 0.25))
+    write_offline(clients, AT_EVENTS, YESTERDAY, "history")
+    rows = stored(clients)
+    assert rows["event_timestamp"].to_list() == rows["created"].to_list() == [now - timedelta(hours=h) for h in (20, 19.5)]
+    assert rows["amount_6h"].to_list() == [5.0, 5.25]
+    place(("a", 20, 5.0), ("a", 19.75, 1.0), ("a", 19.5, 0.25))
+    set_clock(now + timedelta(minutes=30))
+    restated = write_offline(clients, AT_EVENTS, YESTERDAY, "a late order").sort("event_timestamp")
+    # The late order's own row was never there before, so it is history; the row after it is corrected.
+    assert restated["amount_6h"].to_list() == [6.0, 6.25]
+    assert restated["created"].to_list() == [now - timedelta(hours=19.75), now + timedelta(minutes=30)]
+    assert write_offline(clients, AT_EVENTS, YESTERDAY, "a replay").is_empty()
+
+
+def test_event_triggered_rows_of_today_are_live_from_midnight_and_end_now(clients, place, today, now):
+    place(("a", 20, 5.0), ("a", 2.25, 1.0), ("a", 0, 2.0), ("a", -1, 4.0))
+    write_offline(clients, AT_EVENTS, DayRange(YESTERDAY.first, today.last), "run")
+    rows = stored(clients)
+    assert rows["event_timestamp"].to_list() == [now - timedelta(hours=h) for h in (20, 2.25, 0)]
+    assert rows["created"].to_list() == [now - timedelta(hours=20), now, now]
 
 
 # --- online -------------------------------------------------------------------------------------------------------------
