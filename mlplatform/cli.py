@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlplatform.cli_stream import bench_stream, stream
 from mlplatform.printing import print_json, say, table
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Measurements: what the platform's promises are checked with.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
+app.command()(stream)
+bench.command("stream")(bench_stream)
 
 Home = Annotated[Path, typer.Option("--home", envvar="MLPLATFORM_HOME", help="Folder of everything the local platform writes.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -114,28 +117,6 @@ def down(home: Home = HERE) -> None:
 
 
 @app.command()
-def stream(
-    metrics_port: Annotated[int | None, typer.Option(min=1, max=65_535, help="Serve Prometheus metrics on this loopback port.")] = None,
-    list_only: Annotated[bool, typer.Option("--list", help="Say which views would be kept, and why not the others.")] = False,
-    home: Home = HERE,
-) -> None:
-    """Keep the windowed views up to date from their event streams, until stopped (SIGTERM ends the round under way)."""
-    settings = _settings(home)
-    # Before Feast, which at its import puts this library into multi-process mode for good.
-    import prometheus_client  # noqa: F401
-
-    from mlplatform.orchestration import streaming
-
-    plans, sources = streaming.declared()
-    chosen, against = streaming.choose(plans, sources)
-    rows = [{"view": p.name, "kept": "yes", "because": f"independent by {p.recipe.independent_by}"} for p in chosen]
-    rows += [{"view": name, "kept": "no", "because": reason} for name, reason in against.items()]
-    table("streaming", rows, empty="no view is declared")
-    if not list_only:
-        streaming.serve(streaming.worker(settings, chosen, sources), metrics_port)
-
-
-@app.command()
 def replay(
     model: Model,
     start: Annotated[str, typer.Option("--from", help="First moment, as 2013-09-03 or 2013-09-03T12:00 (UTC).")],
@@ -159,19 +140,6 @@ def quality(home: Home = HERE, as_json: AsJson = False) -> None:
     from mlplatform.local.bench_quality import run_bench_quality
 
     raise typer.Exit(run_bench_quality(home, as_json))
-
-
-@bench.command("stream")
-def bench_stream(
-    seconds: Annotated[int, typer.Option(min=5, help="How long events flow, per run.")] = 30,
-    rate: Annotated[int, typer.Option(min=1, help="Events a second.")] = 5_000,
-    kills: Annotated[int, typer.Option(min=0, help="Kill so many workers at random points instead, and compare with a batch.")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Streaming features: from an event to its values in Redis, what an event costs, and what a killed worker leaves."""
-    from mlplatform.local.bench_stream import run_bench_stream
-
-    raise typer.Exit(run_bench_stream(seconds, rate, kills, as_json))
 
 
 # --- asking it -------------------------------------------------------------------------------------------------------

@@ -25,7 +25,22 @@ from mlplatform.local.service_state import Service, State, write_state
 from mlplatform.records import LedgerEntry
 from mlplatform.settings import load_settings
 
-COMMANDS = ["demo", "up", "down", "status", "doctor", "models", "history", "promote", "rollback", "replay", "bench", "features", "version"]
+COMMANDS = [
+    "demo",
+    "up",
+    "down",
+    "status",
+    "doctor",
+    "models",
+    "history",
+    "promote",
+    "rollback",
+    "replay",
+    "stream",
+    "bench",
+    "features",
+    "version",
+]
 HEAVY = ("dagster", "mlflow", "feast", "polars", "pandas", "numpy", "rich.console", "pydantic", "httpx", "redis")
 MODEL = "flight_disruption"
 
