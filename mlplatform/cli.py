@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlplatform import cli_features
+from mlplatform.cli_bench import bench
 from mlplatform.cli_online import online
 from mlplatform.cli_options import HERE, AsJson, Home
 from mlplatform.cli_options import now as _now
 from mlplatform.cli_options import settings_of as _settings
+from mlplatform.cli_stream import stream
 from mlplatform.printing import print_json, say, table
 
 if TYPE_CHECKING:
@@ -31,11 +33,11 @@ app = typer.Typer(
     # Typer's own rich panels would import rich for every --help.
     rich_markup_mode=None,
 )
-bench = typer.Typer(help="Measurements: what the platform's promises are checked with.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
 app.command()(cli_features.features)
 app.command()(cli_features.fingerprint)
 app.add_typer(online, name="online")
+app.command()(stream)
 
 Model = Annotated[str, typer.Argument(help="Name of the model, as flight_disruption.")]
 
@@ -125,28 +127,6 @@ def down(home: Home = HERE) -> None:
 
 
 @app.command()
-def stream(
-    metrics_port: Annotated[int | None, typer.Option(min=1, max=65_535, help="Serve Prometheus metrics on this loopback port.")] = None,
-    list_only: Annotated[bool, typer.Option("--list", help="Say which views would be kept, and why not the others.")] = False,
-    home: Home = HERE,
-) -> None:
-    """Keep the windowed views up to date from their event streams, until stopped (SIGTERM ends the round under way)."""
-    settings = _settings(home)
-    # Before Feast, which at its import puts this library into multi-process mode for good.
-    import prometheus_client  # noqa: F401
-
-    from mlplatform.orchestration import streaming
-
-    plans, sources = streaming.declared()
-    chosen, against = streaming.choose(plans, sources)
-    rows = [{"view": p.name, "kept": "yes", "because": f"independent by {p.recipe.independent_by}"} for p in chosen]
-    rows += [{"view": name, "kept": "no", "because": reason} for name, reason in against.items()]
-    table("streaming", rows, empty="no view is declared")
-    if not list_only:
-        streaming.serve(streaming.worker(settings, chosen, sources), metrics_port)
-
-
-@app.command()
 def replay(
     model: Model,
     start: Annotated[str, typer.Option("--from", help="First moment, as 2013-09-03 or 2013-09-03T12:00 (UTC).")],
@@ -170,60 +150,6 @@ def feast(context: typer.Context, home: Home = HERE) -> None:
     from mlplatform.local.feast_command import run_feast
 
     run_feast(_settings(home), context.args)
-
-
-@bench.command()
-def quality(home: Home = HERE, as_json: AsJson = False) -> None:
-    """Model quality on a whole year, through the same assets, beside the baselines."""
-    from mlplatform.local.bench_quality import run_bench_quality
-
-    raise typer.Exit(run_bench_quality(home, as_json))
-
-
-@bench.command("fingerprint")
-def bench_fingerprint(as_json: AsJson = False) -> None:
-    """Cells hashed in a second, beside a digest per row and MLflow's digest, and what each of them notices."""
-    from mlplatform.local.bench_fingerprint import run_bench_fingerprint
-
-    raise typer.Exit(run_bench_fingerprint(as_json))
-
-
-@bench.command("stream")
-def bench_stream(
-    seconds: Annotated[int, typer.Option(min=5, help="How long events flow, per run.")] = 30,
-    rate: Annotated[int, typer.Option(min=1, help="Events a second.")] = 5_000,
-    kills: Annotated[int, typer.Option(min=0, help="Kill so many workers at random points instead, and compare with a batch.")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Streaming features: from an event to its values in Redis, what an event costs, and what a killed worker leaves."""
-    from mlplatform.local.bench_stream import run_bench_stream
-
-    raise typer.Exit(run_bench_stream(seconds, rate, kills, as_json))
-
-
-@bench.command(name="online")
-def bench_online(
-    entities: Annotated[int, typer.Option(min=1000, help="Entities of each of the three views.")] = 30_000, as_json: AsJson = False
-) -> None:
-    """The online store beside Feast's own Redis store: writing, reading, memory. Starts a Valkey of its own."""
-    from mlplatform.local.bench_online import run_bench_online
-
-    raise typer.Exit(run_bench_online(entities, as_json))
-
-
-@bench.command("join")
-def bench_join(
-    rows: Annotated[int | None, typer.Option(min=1, help="Entity rows: 300,000, or 10,000,000 with --memory.")] = None,
-    memory: Annotated[bool, typer.Option("--memory", help="The peak memory of a large join instead of the race.")] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the race, each in a fresh order.")] = 3,
-    as_json: AsJson = False,
-) -> None:
-    """The training join beside bare Polars and Feast's own stores; or its memory."""
-    from mlplatform.local.bench_join import run_bench_join, run_bench_join_memory
-
-    if memory:
-        raise typer.Exit(run_bench_join_memory(rows or 10_000_000, as_json))
-    raise typer.Exit(run_bench_join(rows or 300_000, rounds, as_json))
 
 
 # --- asking it -------------------------------------------------------------------------------------------------------

@@ -92,6 +92,11 @@ class ViewState:
         """Rows up to this moment have been given."""
         return self._given
 
+    def warm(self, now: int) -> None:
+        """Brings every entity's windows to `now`, so that its next event finds them there."""
+        for entity in self.entities.values():
+            entity.at(self.layout, now)
+
     # --- taking in ---
 
     def _by_entity(self, changes: pl.DataFrame | None) -> dict[Key, tuple[int, list[tuple[int, Values, int]]]]:

@@ -27,7 +27,6 @@ from redis import Redis
 from mlplatform.clients.lake import Lake, with_day
 from mlplatform.contracts import ONLINE_PROJECT
 from mlplatform.feature_store.reader import SyncOnlineReader, ViewLayout
-from mlplatform.features.plan import ViewPlan
 from mlplatform.local import services
 from mlplatform.local.stream_world import LATENESS_S, STREAM, WORLD, click, clicks, payload, plans
 from mlplatform.local.supervisor import Supervisor
@@ -106,7 +105,7 @@ def measure(home: Path, redis_url: str, world: str, seconds: int, rate: int) -> 
             command = [sys.executable, "-m", "mlplatform.local.bench_stream", redis_url, str(seconds), str(rate)]
             publisher = subprocess.Popen(command, env=environment)
             began = time.monotonic()
-            latencies, unread = _read_along(redis, (plans(world)[-1], plans(world)[0]), publisher)
+            latencies, unread = _read_along(redis, world, publisher)
             took = time.monotonic() - began
         finally:
             worker.send_signal(signal.SIGTERM)
@@ -178,10 +177,10 @@ def _await_line(log: Path, event: str, worker: "subprocess.Popen[bytes] | None",
     raise RuntimeError(f"the worker never said '{event}': {log.read_text()[-2000:]}")
 
 
-def _read_along(redis: Redis, views: tuple[ViewPlan, ViewPlan], publisher: "subprocess.Popen[bytes]") -> tuple[list[float], int]:
+def _read_along(redis: Redis, world: str, publisher: "subprocess.Popen[bytes]") -> tuple[list[float], int]:
     """Seconds from each sampled event until both views hold it or a later one of its shopper; and how many never were read."""
+    layouts = [ViewLayout.declare(plan.name, plan.join_keys, plan.features, plan.ttl) for plan in plans(world)]
     reader = SyncOnlineReader(redis, ONLINE_PROJECT)
-    layouts = [ViewLayout.declare(view.name, view.join_keys, view.features, view.ttl) for view in views]
     waiting: list[tuple[int, int]] = []
     latencies: list[float] = []
     deadline: float | None = None

@@ -36,7 +36,7 @@ LATENESS = timedelta(hours=6)
 SPEED = 600.0  # ten minutes of the world a second: a tick each second
 SHOPPERS = 20
 WORK_S = 0.8  # how long a worker may work at most before it is killed
-DURING_START = 4  # each so manieth is killed while it starts
+DURING_START = 4  # every fourth worker is killed while it starts
 
 
 @dataclass

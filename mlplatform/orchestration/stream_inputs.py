@@ -101,6 +101,7 @@ class StreamInputs:
         self.caught_up: datetime | None = None
         # Source → the last entry that came too late: once it has landed, a new start counts it.
         self.missed: dict[str, str] = {}
+        self.missed_at: datetime | None = None  # the platform's time of the first of them
 
     def close(self) -> None:
         for client in self._clients.values():
@@ -124,7 +125,7 @@ class StreamInputs:
                 read = self._read(name, now, limit, None)
                 parts, entries = [*parts, read.rows.select(raw[name].columns)], read.entries
             raw[name] = pl.concat(parts)
-        self.caught_up, self.missed = now, {}
+        self.caught_up, self.missed, self.missed_at = now, {}, None
         changes: dict[str, pl.DataFrame] = {}
         for family in self._families:
             names = sorted({name for plan in family.plans for name in plan.recipe.inputs})
@@ -218,6 +219,7 @@ class StreamInputs:
         if in_time.height < rows.height:
             counts.too_late += rows.height - in_time.height
             self.missed[name] = entries[-1][0]
+            self.missed_at = self.missed_at or now
         return _Read(in_time, len(entries), entries[0][0])
 
     def _raw_frame(self, name: str, entries: Sequence[tuple[str, Mapping[str, bytes]]], now: datetime) -> tuple[pl.DataFrame, int]:

@@ -24,6 +24,7 @@ from redis.exceptions import RedisError
 from mlplatform.clients.lake import Lake, MissingTableError
 from mlplatform.clients.stream import StreamError
 from mlplatform.clock import Clock, clock_from
+from mlplatform.feature_store.codec import SchemaMismatchError
 from mlplatform.feature_store.commands import open_client
 from mlplatform.features.plan import ViewPlan, since_epoch
 from mlplatform.features.stream_choice import reason_against
@@ -39,6 +40,8 @@ from mlplatform.specs import SourceSpec
 
 log = structlog.get_logger(__name__)
 
+# How long an entry may take from the stream into the validated tables: for so long the batch knows less than the worker.
+LANDING = timedelta(hours=1)
 HOLD_S = 5.0  # how long ticks wait for the end of a stream that does not end
 CARE_EVERY_S = 60.0  # forgetting, references, what came too late
 RETRY_S = (0.5, 10.0)  # first and longest wait for what is away
@@ -102,12 +105,15 @@ class Worker:
         """Builds the state and writes what is missing in the tables. Raises StreamError, RedisError, MissingTableError."""
         began, now = time.monotonic(), self.clock.now()
         self.states = {}
-        since = {name: min(output.open(now) or now, now) - self.options.lateness for name, output in self.outputs.items()}
+        # From where rows may be missing: what was late when the last row was written, and what came too late since.
+        last = {name: min(output.open(now) or now, self.inputs.missed_at or now, now) for name, output in self.outputs.items()}
+        since = {name: moment - self.options.lateness - LANDING for name, moment in last.items()}
         changes = self.inputs.restore(min(since.values()), now, self.options.limit)
         states, appended = {}, 0
         for name, output in self.outputs.items():
             states[name] = ViewState(output.plan, since_epoch(since[name]))
             rows = states[name].advance(changes.pop(name, None), since_epoch(now)).rows
+            states[name].warm(since_epoch(now))
             appended += output.settle(rows, since[name], now, self._metadata(now))
             output.publish(now)
         self.states = states
@@ -124,11 +130,13 @@ class Worker:
             self.start()
         now = self.clock.now()  # before reading: what happened by then and was published is read below
         horizon = since_epoch(self._horizon(now))
-        batch = self.inputs.read(now, self.options.limit)
         try:
+            batch = self.inputs.read(now, self.options.limit)
             self._emit(batch, now, horizon)
+        except StreamError:
+            raise
         except BaseException:
-            # The state is ahead of the tables: only a new start knows what is missing.
+            # What was read may not be in the state, or the state be ahead of the tables: only a new start knows.
             self.states = {}
             raise
         for output in self.outputs.values():
@@ -160,7 +168,8 @@ class Worker:
         return (self.inputs.caught_up or now) - self.options.lateness
 
     def _metadata(self, now: datetime) -> dict[str, str]:
-        told = {"at": now.isoformat(), "from": self._horizon(now).isoformat(), "positions": self.inputs.positions}
+        mine = self._horizon(now) - LANDING
+        told = {"at": now.isoformat(), "from": mine.isoformat(), "positions": self.inputs.positions}
         return {STREAMED: json.dumps(told), "writer": "mlplatform stream"}
 
     def _tell(self, batch: Batch, now: datetime) -> None:
@@ -194,7 +203,7 @@ class Worker:
             except StaleStateError as stale:
                 log.warning("starting anew", reason=str(stale))
                 continue
-            except (StreamError, RedisError, MissingTableError, DeltaError, OSError) as away:
+            except (StreamError, RedisError, SchemaMismatchError, MissingTableError, DeltaError, OSError) as away:
                 self.metrics.connected.set(0)
                 log.warning("waiting", reason=str(away), seconds=patience)
                 stop.wait(patience)

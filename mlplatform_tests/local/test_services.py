@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import httpx
@@ -9,7 +10,7 @@ import pytest
 import redis
 
 from mlplatform.local.processes import group_members
-from mlplatform.local.services import QUIET, dagster_daemon, dagster_webserver, mlflow, prediction_service, valkey
+from mlplatform.local.services import QUIET, dagster_daemon, dagster_webserver, mlflow, prediction_service, stream_worker, valkey
 from mlplatform.local.supervisor import Supervisor
 
 
@@ -34,6 +35,21 @@ def test_valkey_runs_from_a_home_with_a_blank_in_its_name(tmp_path: Path) -> Non
         with redis.Redis.from_url(service.url) as client:
             assert client.ping()
     assert (home / "valkey" / "appendonlydir").is_dir()
+
+
+@pytest.mark.timeout(240)
+def test_the_streaming_worker_starts_beside_an_empty_lake_and_tells_its_metrics(tmp_path: Path) -> None:
+    with Supervisor(tmp_path) as supervisor:
+        redis_url = supervisor.start(valkey(tmp_path)).url
+        supervisor.environment.update({"MLPLATFORM_HOME": str(tmp_path), "MLPLATFORM_REDIS_URL": redis_url, "MLPLATFORM_CLOCK": "system"})
+        service = supervisor.start(stream_worker())
+        deadline = time.monotonic() + 120
+        while "mlplatform_stream_starts_total 1.0" not in (told := httpx.get(service.url).text) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert "mlplatform_stream_starts_total 1.0" in told
+        assert "mlplatform_stream_connected 1.0" in told
+        assert (tmp_path / "lake" / "offline" / "origin_congestion" / "_delta_log").is_dir()
+    assert group_members(service.pgid) == []
 
 
 @pytest.mark.timeout(240)

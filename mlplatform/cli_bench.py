@@ -1,0 +1,55 @@
+"""`mlplatform bench …`: the measurements behind the platform's promises.
+
+Belongs here: commands and options. Does not belong here: measuring (`mlplatform.local.bench_*`).
+"""
+
+from typing import Annotated
+
+import typer
+
+from mlplatform.cli_options import HERE, AsJson, Home
+from mlplatform.cli_stream import bench_stream
+
+bench = typer.Typer(help="Measurements: what the platform's promises are checked with.", no_args_is_help=True, rich_markup_mode=None)
+bench.command("stream")(bench_stream)
+
+
+@bench.command()
+def quality(home: Home = HERE, as_json: AsJson = False) -> None:
+    """Model quality on a whole year, through the same assets, beside the baselines."""
+    from mlplatform.local.bench_quality import run_bench_quality
+
+    raise typer.Exit(run_bench_quality(home, as_json))
+
+
+@bench.command("fingerprint")
+def bench_fingerprint(as_json: AsJson = False) -> None:
+    """Cells hashed in a second, beside a digest per row and MLflow's digest, and what each of them notices."""
+    from mlplatform.local.bench_fingerprint import run_bench_fingerprint
+
+    raise typer.Exit(run_bench_fingerprint(as_json))
+
+
+@bench.command(name="online")
+def bench_online(
+    entities: Annotated[int, typer.Option(min=1000, help="Entities of each of the three views.")] = 30_000, as_json: AsJson = False
+) -> None:
+    """The online store beside Feast's own Redis store: writing, reading, memory. Starts a Valkey of its own."""
+    from mlplatform.local.bench_online import run_bench_online
+
+    raise typer.Exit(run_bench_online(entities, as_json))
+
+
+@bench.command("join")
+def bench_join(
+    rows: Annotated[int | None, typer.Option(min=1, help="Entity rows: 300,000, or 10,000,000 with --memory.")] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="The peak memory of a large join instead of the race.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the race, each in a fresh order.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """The training join beside bare Polars and Feast's own stores; or its memory."""
+    from mlplatform.local.bench_join import run_bench_join, run_bench_join_memory
+
+    if memory:
+        raise typer.Exit(run_bench_join_memory(rows or 10_000_000, as_json))
+    raise typer.Exit(run_bench_join(rows or 300_000, rounds, as_json))
