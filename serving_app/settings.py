@@ -59,6 +59,12 @@ class ServingSettings(BaseSettings):
         return self.mlflow_url.rstrip("/")
 
     @model_validator(mode="after")
+    def _a_cluster_is_a_redis_of_its_own(self) -> Self:
+        if self.online_cluster and not self.online_url.get_secret_value():
+            raise ValueError("MLPLATFORM_ONLINE_CLUSTER needs MLPLATFORM_ONLINE_URL: log and notices do not live in a cluster")
+        return self
+
+    @model_validator(mode="after")
     def _registry_is_a_server(self) -> Self:
         if self.mlflow_url and not self.mlflow_url.startswith(("http://", "https://")):
             raise ValueError(

@@ -42,6 +42,7 @@ import struct
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import chain
 from typing import NamedTuple
 from zlib import crc32
 
@@ -61,7 +62,7 @@ RETIRED_KEY = b"fs#retired"
 _VALUE_KEY = re.compile(rb"fs(?:\{\d+\})?:(\d+):", re.DOTALL)
 
 _SHIFT = 1 << 63
-_HEADER = struct.Struct(">QQI")
+_TIMES = struct.Struct(">QQ")
 _NAN = np.float64("nan")
 _WIDTHS = np.array([1, 2, 4, 8])
 _LETTERS = "Befd"  # of `struct`, by width code
@@ -189,29 +190,40 @@ def decode_many(
     Raises SchemaMismatchError where one was packed under another schema, ValueError where its length is not of this layout.
     """
     head = _head_bytes(n_features)
-    rows = [_numbers(value, schema, n_features, head) for value in packed if value is not None]
-    matrix = np.array(rows, np.float64).reshape(len(rows), n_features)
+    wanted = schema.to_bytes(4, "big")
+    times: list[tuple[int, int]] = []
+    rows: list[tuple[float, ...]] = []
+    for value in packed:
+        if value is None:
+            continue
+        layout = _unpacker(value[HEADER_BYTES:head], n_features) if len(value) >= head else None
+        if layout is None or value[PREFIX_BYTES:HEADER_BYTES] != wanted or len(value) != head + layout.size:
+            raise _refusal(value, schema, n_features)
+        times.append(_TIMES.unpack_from(value))
+        rows.append(layout.unpack_from(value, head))
+    matrix = np.fromiter(chain.from_iterable(rows), np.float64, len(rows) * n_features).reshape(len(rows), n_features)
     values = iter(matrix if places is None else matrix[:, places])
-    return [None if value is None else Decoded(*_times(value), next(values)) for value in packed]
+    found = iter(times)
+    answers: list[Decoded | None] = []
+    for value in packed:
+        if value is None:
+            answers.append(None)
+        else:
+            event, created = next(found)
+            answers.append(Decoded(event - _SHIFT, created - _SHIFT, next(values)))
+    return answers
 
 
-def _numbers(packed: bytes, schema: int, n_features: int, head: int) -> tuple[float, ...]:
-    if len(packed) < head:
-        raise ValueError(f"an online value of {len(packed)} bytes is shorter than its header: something else wrote this key")
+def _refusal(packed: bytes, schema: int, n_features: int) -> ValueError:
+    """Why a value cannot be read."""
+    if len(packed) < HEADER_BYTES:
+        return ValueError(f"an online value of {len(packed)} bytes is shorter than its header: something else wrote this key")
     stored = int.from_bytes(packed[PREFIX_BYTES:HEADER_BYTES], "big")
     if stored != schema:
-        raise SchemaMismatchError(
+        return SchemaMismatchError(
             f"the stored value has schema {stored:08x}, the reader expects {schema:08x}: the view's features changed; materialize it again"
         )
-    layout = _unpacker(packed[HEADER_BYTES:head], n_features)
-    if len(packed) != head + layout.size:
-        raise ValueError(f"an online value of {len(packed)} bytes does not hold {n_features} features")
-    return layout.unpack_from(packed, head)
-
-
-def _times(packed: bytes) -> tuple[int, int]:
-    event, created, _ = _HEADER.unpack_from(packed)
-    return event - _SHIFT, created - _SHIFT
+    return ValueError(f"an online value of {len(packed)} bytes does not hold {n_features} features")
 
 
 def _head_bytes(features: int) -> int:
@@ -220,7 +232,7 @@ def _head_bytes(features: int) -> int:
 
 @lru_cache(maxsize=65_536)
 def _unpacker(codes: bytes, features: int) -> struct.Struct:
-    """How to read the numbers behind these width codes. A view's rows share few of them."""
+    """How to read the numbers behind these width codes."""
     return struct.Struct("<" + "".join(_LETTERS[codes[i // 4] >> 2 * (i % 4) & 3] for i in range(features)))
 
 

@@ -4,7 +4,7 @@ Belongs here: layouts of views and the two readers (async for the service, plain
 here: Feast, pandas, Polars, and what to do about a value that is missing or too old: that is the caller's contract.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
@@ -99,41 +99,57 @@ class _Reads:
     seen: dict[str, _Seen] = field(default_factory=dict)
 
     def read(self, requests: Sequence[Request]) -> Steps[list[Decoded | None]]:
-        by_view: dict[str, list[int]] = {}
-        for i, (layout, values) in enumerate(requests):
-            if len(values) != len(layout.join_keys):
-                raise ValueError(f"view {layout.name} has the join keys {layout.join_keys}, not {len(values)} values")
-            by_view.setdefault(layout.name, []).append(i)
         answers: list[Decoded | None] = [None] * len(requests)
-        entities = {view: [entity_part(view, requests[i][1]) for i in places] for view, places in by_view.items()}
-        wanted = list(by_view)
-        while wanted:
-            used = {view: seen.current if (seen := self.seen.get(view)) else None for view in wanted}
-            stored = yield from self._fetch(wanted, used, entities)
-            again = [view for view in wanted if self.seen[view].current != used[view]]
-            for view in wanted:
-                if view not in again and (generation := used[view]) is not None:
-                    _fill(answers, requests, by_view[view], generation, stored[view])
-            wanted = again
+        asked = _by_layout(requests)
+        while asked:
+            views = list({group.layout.name: None for group in asked})
+            used = {view: seen.current if (seen := self.seen.get(view)) else None for view in views}
+            keys = [self._keys(group, used[group.layout.name]) for group in asked]
+            flat = [key for group_keys in keys for key in group_keys]
+            replies = yield from get_values([*flat, *(pointer_key(self.project, view) for view in views)], self.clustered)
+            self._see(views, replies[len(flat) :])
+            again = []
+            at = 0
+            for group, group_keys in zip(asked, keys, strict=True):
+                stored = replies[at : (at := at + len(group_keys))]
+                generation = used[group.layout.name]
+                if self.seen[group.layout.name].current != generation:
+                    again.append(group)
+                elif generation is not None:
+                    for place, value in zip(group.places, decode_packed(group.layout, generation, stored), strict=True):
+                        answers[place] = value
+            asked = again
         return answers
 
-    def _fetch(
-        self, views: Sequence[str], used: Mapping[str, Generation | None], entities: Mapping[str, list[bytes]]
-    ) -> Steps[dict[str, list[bytes | None]]]:
-        """The values of each view in the generation used, and its pointer as it is after that."""
-        keys: dict[str, list[bytes]] = {}
-        for view in views:
-            generation = used[view]
-            keys[view] = [] if generation is None else value_keys(generation.number, entities[view], self.clustered)
-        distinct = list(dict.fromkeys(key for view in views for key in keys[view]))
-        names = [pointer_key(self.project, view) for view in views]
-        replies = yield from get_values([*distinct, *names], self.clustered)
-        for view, raw in zip(views, replies[len(distinct) :], strict=True):
+    def _keys(self, group: "_Group", generation: Generation | None) -> list[bytes]:
+        return [] if generation is None else value_keys(generation.number, group.entities, self.clustered)
+
+    def _see(self, views: Sequence[str], pointers: Sequence[bytes | None]) -> None:
+        for view, raw in zip(views, pointers, strict=True):
             seen = self.seen.get(view)
             if seen is None or seen.raw != raw:
                 self.seen[view] = _Seen(raw, Pointer.parse(raw).current)
-        stored = dict(zip(distinct, replies, strict=False))
-        return {view: [stored[key] for key in keys[view]] for view in views}
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The requests of one layout: their places among all, and their entities."""
+
+    layout: ViewLayout
+    places: Sequence[int]
+    entities: Sequence[bytes]
+
+
+def _by_layout(requests: Sequence[Request]) -> list[_Group]:
+    found: dict[int, tuple[ViewLayout, list[int]]] = {}
+    for i, (layout, values) in enumerate(requests):
+        if len(values) != len(layout.join_keys):
+            raise ValueError(f"view {layout.name} has the join keys {layout.join_keys}, not {len(values)} values")
+        if (group := found.get(id(layout))) is None:
+            found[id(layout)] = (layout, [i])
+        else:
+            group[1].append(i)
+    return [_Group(layout, places, [entity_part(layout.name, requests[i][1]) for i in places]) for layout, places in found.values()]
 
 
 class OnlineReader:
@@ -160,21 +176,6 @@ class SyncOnlineReader:
 
     def read(self, requests: Sequence[Request]) -> list[Decoded | None]:
         return run(self._client, self._reads.read(requests))
-
-
-def _fill(
-    answers: list[Decoded | None],
-    requests: Sequence[Request],
-    places: Sequence[int],
-    generation: Generation,
-    stored: Sequence[bytes | None],
-) -> None:
-    """Puts a view's values in their places. A read may ask one view by several layouts."""
-    layouts = {id(requests[i][0]): requests[i][0] for i in places}
-    for layout in layouts.values():
-        chosen = [n for n, i in enumerate(places) if requests[i][0] is layout] if len(layouts) > 1 else range(len(places))
-        for n, value in zip(chosen, decode_packed(layout, generation, [stored[n] for n in chosen]), strict=True):
-            answers[places[n]] = value
 
 
 def decode_packed(layout: ViewLayout, generation: Generation, packed: Sequence[bytes | None]) -> list[Decoded | None]:

@@ -303,14 +303,8 @@ def _show(result: dict[str, Any]) -> None:
         f"{ratios['materialization']}",
         f">= {TARGETS['materialization']}",
     )
-    processor = result["rows_per_cpu_s"]
-    table.add_row(
-        "the same, rows per CPU second",
-        f"{processor['stock']:,}",
-        f"{processor['ours']:,}",
-        f"{processor['ours'] / processor['stock']:.1f}",
-        "",
-    )
+    cpu = result["rows_per_cpu_s"]
+    table.add_row("the same, rows per CPU second", f"{cpu['stock']:,}", f"{cpu['ours']:,}", f"{cpu['ours'] / cpu['stock']:.1f}", "")
     table.add_row("the same once more, rows/s", "", f"{rates['ours again']:,}", "", "")
     for key, (case, read) in zip(("read_1", "read_100"), result["read_ms"].items(), strict=True):
         table.add_row(f"read {case}, ms", f"{read['stock']:.3f}", f"{read['ours']:.3f}", f"{ratios[key]}", f">= {TARGETS[key]}")

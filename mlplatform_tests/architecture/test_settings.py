@@ -49,3 +49,20 @@ def test_settings_of_both_sides_mean_the_same_type():
     for name in shared - {"profile"}:  # an enum here, a literal there
         assert Settings.model_fields[name].annotation == ServingSettings.model_fields[name].annotation, name
         assert Settings.model_fields[name].default == ServingSettings.model_fields[name].default, name
+
+
+@pytest.mark.parametrize("model", [Settings, ServingSettings])
+def test_a_cluster_needs_an_address_of_its_own(model, monkeypatch):
+    monkeypatch.setenv("MLPLATFORM_ONLINE_CLUSTER", "true")
+    with pytest.raises(ValueError, match="needs MLPLATFORM_ONLINE_URL"):
+        model()
+    monkeypatch.setenv("MLPLATFORM_ONLINE_URL", "rediss://cluster:6379")
+    assert model().online_redis_url == "rediss://cluster:6379"
+
+
+@pytest.mark.parametrize("model", [Settings, ServingSettings])
+def test_production_refuses_an_online_store_without_password(model, monkeypatch):
+    monkeypatch.setenv("MLPLATFORM_PROFILE", "production")
+    monkeypatch.setenv("MLPLATFORM_ONLINE_URL", "redis://online:6379/0")
+    with pytest.raises(ValueError, match="MLPLATFORM_ONLINE_URL must carry a password"):
+        model()

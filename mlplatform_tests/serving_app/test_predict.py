@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import redis
 import xgboost as xgb
 
 from mlplatform.contracts import PredictionRecord, prediction_stream
@@ -42,6 +43,17 @@ def test_an_answer_equals_the_booster_on_the_same_features(make_model, open_serv
     assert (body["model"], body["version"], prediction["model_version"]) == ("basket", 1, 1)
     assert prediction["feature_ages_s"] == {"shop_stats": 60.0, "customer_stats": 120.0, "all_stats": 30.0}
     assert prediction["imputed"] == []
+
+
+@pytest.mark.usefixtures("stored")
+def test_the_online_store_may_be_another_redis_than_the_logs(make_model, open_service, tmp_path, redis_url) -> None:
+    make_model().into_cache(tmp_path)
+    logs = redis_url.removesuffix("/0") + "/1"
+    client = open_service(online_url=redis_url, redis_url=logs)
+    assert ask(client, ROW)["predictions"][0]["imputed"] == []
+    with redis.Redis.from_url(redis_url) as online, redis.Redis.from_url(logs) as other:
+        assert [key for key in online.scan_iter() if not key.startswith(b"fs")] == []
+        assert list(other.scan_iter(match="fs*")) == []
 
 
 @pytest.mark.usefixtures("stored")
