@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime, time, timedelta
 
 import polars as pl
 
-from mlplatform.ingestion.arrival import check_days, stamp, stream_id_of, transaction_number, unseen
+from mlplatform.ingestion.arrival import check_days, stamp, stream_id_of, stream_order, transaction_number, unseen
 from mlplatform.ingestion.files import read_files
 from mlplatform.ingestion.http import read_window
 from mlplatform.ingestion.sql import read_table
@@ -97,11 +97,15 @@ def _land_archive(clients: Clients, spec: SourceSpec, reader: StreamReader, days
 def _drain(
     clients: Clients, spec: SourceSpec, reader: StreamReader, days: DayRange, run_id: str, every_day: DayRange | None
 ) -> list[Landed]:
-    """Everything the stream holds, batch by batch: commit to Delta with the last id, then acknowledge."""
+    """What the stream holds now, batch by batch: commit to Delta with the last id, then acknowledge.
+
+    What comes meanwhile is for the next run: under a steady flow a stream has no end.
+    """
     landed: list[Landed] = []
     within = (spec.time_column, every_day) if spec.time_column and every_day else None
     key, application = ("raw", spec.name), f"stream:{reader.stream}"
     with clients.source_streams(reader.connection) as client:
+        newest = client.last_id(reader.stream)
         while entries := client.read(reader.stream, reader.group, CONSUMER, STREAM_BATCH):
             committed = stream_id_of(clients.lake.transaction(key, application))
             batch = unseen(parse(entries, spec.contract, clients.clock.now(), within), committed, committed)
@@ -111,6 +115,8 @@ def _drain(
                 clients.lake.append(key, rows, transaction=(application, number), metadata={"run_id": run_id})
             client.ack(reader.stream, reader.group, [entry_id for entry_id, _ in entries])
             landed.append(Landed(batch.rows.height, _days_of(rows), batch.malformed.height, _faults(batch)))
+            if newest is None or stream_order(entries[-1][0]) >= stream_order(newest):
+                break
     if not clients.lake.exists(key):
         # The stream was read and holds nothing: that is an empty table, not a missing one.
         nothing = parse([], spec.contract, clients.clock.now())

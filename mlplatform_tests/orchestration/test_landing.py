@@ -48,6 +48,20 @@ def test_what_a_stream_brings_is_stamped_and_acknowledged(clients, systems, orde
     assert systems.waiting() == 0
 
 
+def test_a_run_ends_although_events_keep_coming(clients, systems, orders, today, now, monkeypatch):
+    real, more = StreamClient.ack, iter(range(2, 50))
+
+    def acknowledged_while_another_comes(*arguments: Any) -> int:
+        systems.publish(systems.order(next(more), now))
+        return real(*arguments)
+
+    monkeypatch.setattr(StreamClient, "ack", acknowledged_while_another_comes)
+    systems.publish(systems.order(1, now))
+    assert land(clients, orders, today, "run").rows == 1
+    assert land(clients, orders, today, "the next run").rows == 1
+    assert ids(clients) == ["o1", "o2"]
+
+
 def test_an_empty_stream_lands_nothing_and_the_next_run_does(clients, systems, orders, today, now):
     assert land(clients, orders, today, "run").rows == 0
     assert clients.lake.row_count(("raw", "orders")) == 0  # read and empty, which is not the same as never read
