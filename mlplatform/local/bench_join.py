@@ -133,7 +133,7 @@ def different_cells(expected: pl.DataFrame, got: pl.DataFrame) -> int:
 
 
 def _show(lines: Sequence[dict[str, Any]], ratios: dict[str, float], rows: int, tables: dict[str, int], stock: bool, held: bool) -> None:
-    console = Console()
+    console = Console(width=max(100, Console().width))  # figures are of no use in pieces
     sizes = ", ".join(f"{n:,}" for n in tables.values())
     table = Table(title=f"{rows:,} entity rows × 3 views × 10 features; tables of {sizes} rows; medians")
     shown = {"engine": "", "runs": "runs", "rows_in": "in", "rows_out": "out", "in_order": "order", "cells_different": "differ"}
