@@ -29,7 +29,9 @@ DRAW_EVERY = timedelta(days=1)
 def declared_page(plan: ViewPlan, used_by: Sequence[Consumer]) -> dict[str, object]:
     """Metadata of the asset's definition: entity, cadence, ttl, staleness, how each feature comes about, who uses the view."""
     return {
+        "rows_at": "each event of the entity" if plan.event_triggered else f"each tick, every {plan.cadence}",
         "cadence": str(plan.cadence),
+        "propagation_budget": str(plan.recipe.propagation_budget),
         "ttl": str(plan.ttl),
         "entity": ", ".join(plan.join_keys),
         "on_stale": plan.recipe.on_stale,
