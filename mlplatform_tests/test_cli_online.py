@@ -19,7 +19,7 @@ from mlplatform import cli
 from mlplatform.clients.lake import Lake, with_day
 from mlplatform.contracts import ONLINE_PROJECT
 from mlplatform.feature_store.writer import write_frame
-from mlplatform.queries import feature_views
+from mlplatform.queries_features import plan_of
 from mlplatform.settings import load_settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental.*:RuntimeWarning")
@@ -74,7 +74,7 @@ def known(home: Path) -> Callable[[float], pl.DataFrame]:
     lake = Lake(str(home / "lake"))
 
     def write(value: float) -> pl.DataFrame:
-        plan = feature_views(load_settings())[VIEW]
+        plan = plan_of(load_settings(), VIEW)
         at = [datetime.now(UTC) - timedelta(seconds=30)] * 2
         values = {name: [value] * 2 for name in plan.features}
         frame = pl.DataFrame({"origin": ["EWR", "JFK"], "event_timestamp": at, "created": at, **values})

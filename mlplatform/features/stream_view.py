@@ -93,9 +93,11 @@ class ViewState:
         return self._given
 
     def warm(self, now: int) -> None:
-        """Brings every entity's windows to `now`, so that its next event finds them there."""
+        """Brings every entity's windows to `now`, so that its next event finds them there; those of ticks to the last tick:
+        between two, tiles without their events cannot tell."""
+        moment = now if self._by_event else now // self._cadence * self._cadence
         for entity in self.entities.values():
-            entity.at(self.layout, now)
+            entity.at(self.layout, moment)
 
     # --- taking in ---
 

@@ -14,7 +14,7 @@ from serving_app.settings import ServingSettings
 
 REPLICAS = {"serving-1", "serving-2"}
 SERVICES = {
-    *("postgres", "redis", "s3", "s3-buckets", "mlflow", "code-location", "dagster-webserver", "dagster-daemon"),
+    *("postgres", "redis", "s3", "s3-buckets", "mlflow", "code-location", "dagster-webserver", "dagster-daemon", "stream"),
     *("load-balancer", "prometheus", "grafana"),
     *REPLICAS,
 }
@@ -53,7 +53,8 @@ def test_every_platform_variable_is_a_setting(resolved) -> None:
     assert platform_variables(services["code-location"]["environment"]) <= set(Settings.model_fields)
     for name in REPLICAS:
         assert platform_variables(services[name]["environment"]) <= set(ServingSettings.model_fields)
-    others = SERVICES - REPLICAS - {"code-location"}
+    assert services["stream"]["environment"] == services["code-location"]["environment"]
+    others = SERVICES - REPLICAS - {"code-location", "stream"}
     assert not [name for name in others if platform_variables(services[name].get("environment", {}))]
 
 
