@@ -93,9 +93,10 @@ class ViewState:
         return self._given
 
     def warm(self, now: int) -> None:
-        """Brings every entity's windows to `now`, so that its next event finds them there."""
+        """Brings every entity's windows to the last hop before `now`, so that its next row finds them there."""
         for entity in self.entities.values():
-            entity.at(self.layout, now)
+            # Between hops a tile would be taken in part, for which not every view keeps the single events.
+            entity.at(self.layout, now // self.layout.hop * self.layout.hop)
 
     # --- taking in ---
 
