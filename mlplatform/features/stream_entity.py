@@ -159,7 +159,7 @@ class Entity:
     def _list(self, layout: Layout, tile: Tile, time: int, values: Values, copies: int) -> None:
         if tile.events is None:
             if copies < 0 and layout.extremes:
-                raise StaleStateError
+                raise StaleStateError("an event is taken out of a tile whose minimum may have been its")
             # What is added can only make the extremes wider.
             pairs = zip(layout.extremes, tile.extremes or (), strict=True)
             tile.extremes = tuple(_wider(known, values[column], smallest) for (column, smallest), known in pairs)
@@ -295,7 +295,7 @@ class Entity:
     @staticmethod
     def _events(tile: Tile) -> list[tuple[int, Values]]:
         if tile.events is None:
-            raise StaleStateError
+            raise StaleStateError("the single events of a tile are needed, which are not kept any more")
         return tile.events
 
 

@@ -93,11 +93,10 @@ class ViewState:
         return self._given
 
     def warm(self, now: int) -> None:
-        """Brings every entity's windows to `now`, so that its next event finds them there; those of ticks to the last tick:
-        between two, tiles without their events cannot tell."""
-        moment = now if self._by_event else now // self._cadence * self._cadence
+        """Brings every entity's windows to the last hop before `now`, so that its next row finds them there."""
         for entity in self.entities.values():
-            entity.at(self.layout, moment)
+            # Between hops a tile would be taken in part, for which not every view keeps the single events.
+            entity.at(self.layout, now // self.layout.hop * self.layout.hop)
 
     # --- taking in ---
 

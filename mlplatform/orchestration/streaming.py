@@ -200,12 +200,9 @@ class Worker:
             began = time.monotonic()
             try:
                 batch = self.step()
-            except StaleStateError as stale:
-                log.warning("starting anew", reason=str(stale))
-                continue
-            except (StreamError, RedisError, SchemaMismatchError, MissingTableError, DeltaError, OSError) as away:
+            except (StaleStateError, StreamError, RedisError, SchemaMismatchError, MissingTableError, DeltaError, OSError) as away:
                 self.metrics.connected.set(0)
-                log.warning("waiting", reason=str(away), seconds=patience)
+                log.warning("waiting", reason=str(away) or type(away).__name__, seconds=patience)
                 stop.wait(patience)
                 patience = min(2 * patience, RETRY_S[1])
                 continue

@@ -161,6 +161,19 @@ def test_rows_before_the_horizon_are_left_as_they_are_but_later_ones_count_their
     assert rows["sum_long"].to_list() == [6.0, 6.0, 6.0]
 
 
+@pytest.mark.parametrize("trigger", ["cadence", "event"])
+@pytest.mark.parametrize("functions", [("sum",), ("sum", "min")])
+def test_warmed_between_two_hops_a_state_goes_on_as_before(trigger: str, functions: tuple[str, ...]) -> None:
+    plan = view(trigger, functions)
+    state, now = ViewState(plan, since_epoch(START)), START + 33 * MINUTE
+    events: list[Event] = [("a", 1, START + m * MINUTE, float(m), None) for m in (2, 17, 31, 32)]
+    table = Table({}, [])
+    table.take(state.advance(changes(*((e, 1) for e in events[:3])), since_epoch(now)))
+    state.warm(since_epoch(now))
+    table.take(state.advance(changes((events[3], 1)), since_epoch(START + 41 * MINUTE)))
+    assert table.standing == expected(plan, events, START, START + 41 * MINUTE)
+
+
 def test_a_minimum_that_can_no_longer_be_found_again_asks_for_a_new_state() -> None:
     state, now = ViewState(view("cadence"), since_epoch(START)), START + 60 * MINUTE
     old = ("a", 1, START + 12 * MINUTE, 5.0, None)
