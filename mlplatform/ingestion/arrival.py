@@ -14,7 +14,7 @@ comes again is stored already if and only if its id is not above the committed o
 """
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import polars as pl
 
@@ -22,6 +22,7 @@ from mlplatform.ingestion.cast import TIMESTAMP
 from mlplatform.ingestion.errors import SourceNonsenseError, shown
 from mlplatform.ingestion.stream import StreamBatch
 from mlplatform.records import DayRange
+from mlplatform.specs import Catalog
 
 # A Delta transaction number has 63 bits: milliseconds in the upper 42 (until the year 2109), the sequence in the lower 21.
 SEQUENCE_BITS = 21
@@ -57,6 +58,12 @@ def check_days(stamped: pl.DataFrame, days: DayRange, time_column: str, source: 
             column=time_column,
             example=shown(example),
         )
+
+
+def partition_days(catalog: Catalog, now: datetime) -> DayRange:
+    """The days that have a partition, or will have one by tomorrow: clocks of sources may be ahead of ours."""
+    last = now.date() + timedelta(days=1)
+    return DayRange(catalog.start, max(catalog.start, min(last, catalog.end - timedelta(days=1)) if catalog.end else last))
 
 
 def stream_order(stream_id: str) -> tuple[int, int]:

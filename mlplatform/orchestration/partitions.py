@@ -5,7 +5,7 @@ Belongs here: between Dagster's partition keys and `DayRange`. Does not belong h
 
 import warnings
 from collections.abc import Mapping
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 
 import dagster as dg
 
@@ -23,12 +23,6 @@ def daily(catalog: Catalog) -> dg.DailyPartitionsDefinition:
         end_date=catalog.end.isoformat() if catalog.end else None,
         end_offset=0 if catalog.end else 1,
     )
-
-
-def every_day(catalog: Catalog, now: datetime) -> DayRange:
-    """The days that have a partition, or will have one by tomorrow: clocks of sources may be ahead of ours."""
-    last = now.date() + timedelta(days=1)
-    return DayRange(catalog.start, max(catalog.start, min(last, catalog.end - timedelta(days=1)) if catalog.end else last))
 
 
 def days_of(context: dg.AssetExecutionContext) -> DayRange:

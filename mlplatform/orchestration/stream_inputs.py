@@ -6,7 +6,7 @@ Every entry is counted once: the raw table of a source holds the entries up to t
 is read from there on. The worker has its own position and no part in the consumer group of ingestion.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import cast
@@ -19,6 +19,7 @@ from mlplatform.features.plan import ViewPlan
 from mlplatform.features.stream_changes import GroupRows, changed_events
 from mlplatform.ingestion.arrival import stamp, stream_id_of, stream_order, transaction_number
 from mlplatform.ingestion.stream import parse
+from mlplatform.records import DayRange
 from mlplatform.settings import Settings
 from mlplatform.specs import SourceSpec, StreamReader
 from mlplatform.validation.split import split
@@ -75,7 +76,7 @@ class _Family:
 
 
 class StreamInputs:
-    """The streams of some views. `keep`: how long rows are held for later rows of their group."""
+    """The streams of some views. `keep`: how long rows are held for later rows of their group. `days`: as `StreamOptions.days`."""
 
     def __init__(
         self,
@@ -85,8 +86,9 @@ class StreamInputs:
         plans: Sequence[ViewPlan],
         lateness: timedelta,
         keep: timedelta,
+        days: Callable[[str, datetime], DayRange] | None = None,
     ) -> None:
-        self._lake = lake
+        self._lake, self._days = lake, days
         self._lateness, self._keep = lateness, keep
         names = sorted({name for plan in plans for name in plan.recipe.inputs})
         self.sources = {name: judging(sources[name]) for name in names}
@@ -225,7 +227,8 @@ class StreamInputs:
     def _raw_frame(self, name: str, entries: Sequence[tuple[str, Mapping[str, bytes]]], now: datetime) -> tuple[pl.DataFrame, int]:
         """The entries as raw rows, and how many cannot be read."""
         spec = self.sources[name]
-        batch = parse(entries, spec.contract, now)
+        within = (cast(str, spec.time_column), self._days(name, now)) if self._days else None
+        batch = parse(entries, spec.contract, now, within)
         rows = stamp(batch.rows, now, spec.time_column).with_columns(pl.lit(None, pl.String).alias("payload"))
         return rows, batch.malformed.height
 

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -30,11 +30,12 @@ from mlplatform.features.plan import ViewPlan, since_epoch
 from mlplatform.features.stream_choice import reason_against
 from mlplatform.features.stream_entity import StaleStateError
 from mlplatform.features.stream_view import ViewState
-from mlplatform.ingestion.arrival import stream_order
+from mlplatform.ingestion.arrival import partition_days, stream_order
 from mlplatform.orchestration.feature_tables import STREAMED
 from mlplatform.orchestration.stream_inputs import Batch, StreamInputs
 from mlplatform.orchestration.stream_metrics import StreamMetrics
 from mlplatform.orchestration.stream_outputs import ViewOutput
+from mlplatform.records import DayRange
 from mlplatform.settings import Settings
 from mlplatform.specs import SourceSpec
 
@@ -51,13 +52,15 @@ RETRY_S = (0.5, 10.0)  # first and longest wait for what is away
 class StreamOptions:
     """`lateness`: how long after its time an event still restates rows. `keep`: how long rows wait for others of their group.
 
-    `interval_s`: seconds from one round to the next. `limit`: entries of a stream a round.
+    `interval_s`: seconds from one round to the next. `limit`: entries of a stream a round. `days`: per source the days an
+    event may lie on at a time, as ingestion has them; None: any.
     """
 
     lateness: timedelta = timedelta(days=1)
     keep: timedelta = timedelta(days=4)
     interval_s: float = 0.25
     limit: int = 20_000
+    days: Callable[[str, datetime], DayRange] | None = None
 
 
 class NothingToStreamError(ValueError):
@@ -89,7 +92,7 @@ class Worker:
         self.clock = clock
         self.lake = Lake(settings.lake_root, settings.storage_options())
         self.online = open_client(settings.online_redis_url, settings.online_cluster)
-        self.inputs = StreamInputs(settings, self.lake, sources, plans, self.options.lateness, self.options.keep)
+        self.inputs = StreamInputs(settings, self.lake, sources, plans, self.options.lateness, self.options.keep, self.options.days)
         self.outputs = {plan.name: ViewOutput(self.lake, self.online, plan) for plan in plans}
         self.states: dict[str, ViewState] = {}
         self._waiting_since: float | None = None
@@ -233,10 +236,14 @@ def declared() -> tuple[dict[str, ViewPlan], dict[str, SourceSpec]]:
 
 def worker(settings: Settings, chosen: Sequence[ViewPlan], sources: Mapping[str, SourceSpec]) -> Worker:
     """A worker with the options of the settings."""
+    from mlplatform.catalog.discover import catalogs
+
+    homes = {spec.name: catalog for catalog in catalogs() for spec in catalog.sources}
     options = StreamOptions(
         lateness=timedelta(seconds=settings.stream_lateness_s),
         keep=timedelta(seconds=settings.stream_keep_s),
         interval_s=settings.stream_interval_s,
+        days=lambda source, now: partition_days(homes[source], now),
     )
     return Worker(settings, clock_from(settings.clock), chosen, sources, options)
 

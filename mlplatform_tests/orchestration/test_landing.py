@@ -10,11 +10,11 @@ import pytest
 
 from mlplatform.clients.lake import Lake
 from mlplatform.clients.stream import StreamClient
+from mlplatform.ingestion.arrival import partition_days
 from mlplatform.ingestion.errors import SourceError
 from mlplatform.orchestration.assets.ingestion import ingestion_assets
 from mlplatform.orchestration.assets.validation import split_source, write
 from mlplatform.orchestration.landing import land
-from mlplatform.orchestration.partitions import every_day
 from mlplatform.orchestration.resources import Clients, PlatformResource
 from mlplatform.records import DayRange
 from mlplatform.specs import Catalog, SourceSpec
@@ -134,7 +134,7 @@ def test_unreadable_entries_keep_their_text_and_end_in_quarantine(clients, syste
 
 def test_an_event_of_a_day_without_a_partition_is_unreadable_and_moves_no_day(clients, systems, orders, shop, today, now):
     systems.publish(systems.order(1, now), systems.order(2, now.replace(year=1999)), systems.order(3, now + timedelta(days=800)))
-    landed = land(clients, orders, today, "run", every_day(shop, now))
+    landed = land(clients, orders, today, "run", partition_days(shop, now))
     assert (landed.rows, landed.unreadable, landed.days) == (1, 2, today)
     assert "placed_at is on 1999-05-03, outside the days 2024-05-01 … 2024-05-04" in landed.notes["first_unreadable"]
     raw = clients.lake.read(("raw", "orders"), today)

@@ -35,11 +35,11 @@ PLANS = (AT_CLICK, BY_TICK)
 
 
 @pytest.fixture
-def open_worker(clients: Clients) -> Iterator[Callable[[], Worker]]:
+def open_worker(clients: Clients) -> Iterator[Callable[..., Worker]]:
     opened: list[Worker] = []
 
-    def make() -> Worker:
-        options = StreamOptions(lateness=LATENESS, keep=2 * LATENESS)
+    def make(**more: Any) -> Worker:
+        options = StreamOptions(lateness=LATENESS, keep=2 * LATENESS, **more)
         opened.append(Worker(clients.settings, clients.clock, PLANS, {"clicks": CLICKS}, options))
         return opened[-1]
 
@@ -445,6 +445,15 @@ def test_metrics_tell_what_was_read_and_how_fresh_the_views_are(open_worker, sho
     assert sample("mlplatform_stream_rows_total", {"view": "at_click"}) == 1
     assert sample("mlplatform_stream_latency_seconds_count") == 1
     assert sample("mlplatform_stream_lag_seconds") == 0
+
+
+def test_an_event_of_a_day_without_a_partition_is_set_aside_as_ingestion_does(open_worker, shoppers, now, clients: Clients):
+    worker = open_worker(days=lambda source, at: DayRange(at.date() - timedelta(days=3), at.date() + timedelta(days=1)))
+    shoppers.click(now)
+    clients.redis.xadd(STREAM, payload(click(99, 1, now.replace(year=2031), 5.0)))  # type: ignore[arg-type]
+    worker.step()
+    assert worker.inputs.counts["clicks"].malformed == 1
+    assert not worker.inputs.missed
 
 
 def test_redis_keeps_no_group_for_the_worker(open_worker, shoppers, now, clients: Clients):

@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from mlplatform.clients.stream import StreamError
+from mlplatform.ingestion.arrival import partition_days
 from mlplatform.ingestion.errors import SourceError
 from mlplatform.orchestration import partitions, policy
 from mlplatform.orchestration.landing import Landed, land
@@ -43,7 +44,7 @@ def _raw(catalog: Catalog, spec: SourceSpec) -> dg.AssetsDefinition:
     def raw(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
         days = partitions.days_of(context) if spec.partitioned else None
         try:
-            every_day = partitions.every_day(catalog, platform.clients.clock.now()) if spec.partitioned else None
+            every_day = partition_days(catalog, platform.clients.clock.now()) if spec.partitioned else None
             landed = land(platform.clients, spec, days, context.run.run_id, every_day)
         except (SourceError, StreamError) as error:
             raise dg.Failure(f"{spec.name}: {error}") from error
