@@ -61,10 +61,19 @@ _MENDS = {
 }
 
 
+_STOPPED = (129, 130, 143)  # by SIGHUP, SIGINT or SIGTERM
+
+
 def main() -> None:
     """Entry point. Faults end with status 1 and two lines; `MLPLATFORM_DEBUG=1` shows the trace."""
+    # Nothing asked here calls home, and MLflow would keep an id for that outside HOME.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
         app()
+    except SystemExit as end:
+        if end.code in _STOPPED:
+            typer.echo("stopped: what this command started has ended; the same command begins again", err=True)
+        raise
     except Exception as fault:  # the outermost boundary: a person reads this, not a program
         if os.environ.get("MLPLATFORM_DEBUG") == "1":
             raise
