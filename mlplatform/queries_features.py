@@ -170,8 +170,10 @@ def _state(lake: "Lake", plan: "ViewPlan", now: datetime) -> dict[str, Any]:
 def _profiles(lake: "Lake", plan: "ViewPlan", now: datetime) -> Mapping[str, dict[str, Any]]:
     """Per feature what its values over the last days look like."""
     from mlplatform.features.profile import QUANTILES, newest_versions, profile, recent_days
+    from mlplatform.features.restate import with_features
 
-    rows = newest_versions(lake.read(("offline", plan.name), recent_days(now)), plan.join_keys, plan.features, now)
+    stored = with_features(lake.read(("offline", plan.name), recent_days(now)), plan.features)
+    rows = newest_versions(stored, plan.join_keys, plan.features, now)
     return {
         p.feature: {
             "rows": p.rows,

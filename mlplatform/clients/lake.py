@@ -199,6 +199,8 @@ class Lake:
                 self._target(key) if read_at >= 0 else self.uri(key),
                 _plain(rows),
                 mode="append" if read_at >= 0 else "error",
+                # A view that has grown by a feature: rows written before have null there.
+                schema_mode="merge" if read_at >= 0 else None,
                 partition_by=[DAY] if partitioned else None,
                 storage_options=self._options(),
                 # No second try: it would go behind the commit that came first, whatever that one wrote.

@@ -31,12 +31,14 @@ def rows_to_append(
     """The rows to append so that the newest row of each (entity, `event_timestamp`) is the computed one.
 
     `computed` has join keys, `event_timestamp` and features; `existing` the same and `created`, for the same times. An
-    (entity, time) the computation no longer gives gets a row of nulls: the old value is withdrawn, not left standing.
+    (entity, time) the computation no longer gives gets a row of nulls: the old value is withdrawn, not left standing. A
+    feature that `existing` lacks was added to the view since: its old values are null.
     Returns `computed`'s columns with `created` before the features; empty where nothing changed, so a replay is a no-op.
     """
     identity = [*join_keys, TIME]
     if existing.is_empty():
         return _stamp(computed, pl.lit(False), join_keys, features, now, live_since)
+    existing = with_features(existing, features)
     newest = existing.sort(CREATED).unique(identity, keep="last").select(*identity, *features)
     both = computed.select(*identity, *features).join(newest, on=identity, how="full", suffix="_old", coalesce=True, nulls_equal=True)
     known = newest.select(*identity, pl.lit(True).alias("_known"))
@@ -45,6 +47,11 @@ def rows_to_append(
     written_days = existing.select(pl.col(TIME).dt.date().unique()).get_column(TIME)
     restated = pl.col("_known") | pl.col(TIME).dt.date().is_in(written_days.implode())
     return _stamp(both.filter(~pl.col("_known") | differs), restated, join_keys, features, now, live_since)
+
+
+def with_features(rows: pl.DataFrame, features: Sequence[str]) -> pl.DataFrame:
+    """Stored rows with a column of nulls for each feature they were written without."""
+    return rows.with_columns(pl.lit(None, pl.Float64).alias(name) for name in features if name not in rows.columns)
 
 
 def _stamp(

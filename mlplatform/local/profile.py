@@ -165,7 +165,10 @@ class LocalPlatform(AbstractContextManager["LocalPlatform"]):
 
     def start_automation(self) -> None:
         """Starts what keeps the platform up to date: the streaming worker; Dagster's UI and daemon with all automation running."""
+        from mlplatform.orchestration.runner import end_orphans
+
         workspace = repository_root() / "workspace.yaml"
+        end_orphans(self.home / "dagster")
         self.supervisor.start_all(
             [
                 services.dagster_webserver(self.home / "dagster", workspace, self.ports["dagster"]),

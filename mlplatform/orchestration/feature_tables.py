@@ -13,7 +13,7 @@ import polars as pl
 from mlplatform.clients.fingerprints import mark_append
 from mlplatform.clients.lake import DAY, Lake, TableMovedError, with_day
 from mlplatform.features.plan import TIME, ViewPlan
-from mlplatform.features.restate import CREATED, rows_to_append
+from mlplatform.features.restate import CREATED, rows_to_append, with_features
 from mlplatform.records import DayRange
 
 LIVE_SINCE = "mlplatform.live_since"  # commit metadata: the first tick computed on its own day
@@ -98,4 +98,5 @@ def newest_within_ttl(lake: Lake, plan: ViewPlan, now: datetime) -> pl.DataFrame
     rows = lake.scan(("offline", plan.name), days).filter(
         pl.col(TIME) >= pl.lit(now - plan.ttl), pl.col(TIME) <= moment, pl.col(CREATED) <= moment
     )
-    return rows.drop(DAY).sort(TIME, CREATED).unique(list(plan.join_keys), keep="last").collect()
+    newest = rows.drop(DAY).sort(TIME, CREATED).unique(list(plan.join_keys), keep="last").collect()
+    return with_features(newest, plan.features)

@@ -113,3 +113,16 @@ def _root_cause(error: SerializableErrorInfo | None) -> str:
     while error is not None and error.cause is not None:
         error = error.cause
     return error.message.strip() if error else "failed"
+
+
+def end_orphans(dagster_home: Path) -> int:
+    """Reports the runs that no process works on any more as failed, so that sensors and the queue go on; returns how many.
+
+    To be called while nothing runs on the instance: a run that was at work when its platform was stopped stays "started".
+    """
+    unfinished = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    with dg.DagsterInstance.from_config(str(dagster_home)) as instance:
+        orphans = instance.get_runs(dg.RunsFilter(statuses=unfinished))
+        for run in orphans:
+            instance.report_run_failed(run, "The platform was stopped while this run was at work.")
+    return len(orphans)

@@ -13,6 +13,7 @@ from mlplatform.features.plan import ViewPlan, WindowPlan
 from mlplatform.fingerprint import content_hash
 from mlplatform.orchestration.assets.features import feature_assets, write_offline
 from mlplatform.orchestration.feature_pages import DRAW_EVERY, DRAWN_AT, LARGE_WRITE_ROWS, should_draw
+from mlplatform.orchestration.feature_tables import newest_within_ttl
 from mlplatform.orchestration.policy import freshness
 from mlplatform.orchestration.resources import Clients
 from mlplatform.records import DayRange
@@ -191,6 +192,25 @@ def test_event_triggered_rows_of_today_are_live_from_midnight_and_end_now(client
     rows = stored(clients)
     assert rows["event_timestamp"].to_list() == [now - timedelta(hours=h) for h in (20, 2.25, 0)]
     assert rows["created"].to_list() == [now - timedelta(hours=20), now, now]
+
+
+def test_a_feature_added_to_a_view_with_history_is_backfilled_beside_it(clients, place, now, set_clock):
+    place(("a", 20, 5.0), ("a", 19.5, 0.25))
+    write_offline(clients, AT_EVENTS, YESTERDAY, "history")
+    wider = replace(
+        AT_EVENTS,
+        features=("amount_6h", "amount_3h"),
+        aggregations=(*AT_EVENTS.aggregations, WindowPlan("amount", "sum", timedelta(hours=3), "amount_3h")),
+    )
+    assert newest_within_ttl(clients.lake, replace(wider, ttl=timedelta(days=2)), now)["amount_3h"].to_list() == [None]
+    set_clock(now + timedelta(minutes=30))
+    restated = write_offline(clients, wider, YESTERDAY, "one more window")
+    assert restated["created"].unique().to_list() == [now + timedelta(minutes=30)]
+    rows = clients.lake.read(("offline", "shop_totals")).sort("event_timestamp", "created")
+    assert rows["amount_3h"].to_list() == [None, 5.0, None, 5.25]
+    assert rows["amount_6h"].to_list() == [5.0, 5.0, 5.25, 5.25]
+    assert write_offline(clients, wider, YESTERDAY, "a replay").is_empty()
+    assert recorded(clients.lake, ("offline", "shop_totals")).hash == content_hash(rows)
 
 
 def test_the_offline_asset_counts_its_table_even_when_a_replay_writes_nothing(shop, clients, place, materialize, today):
