@@ -254,7 +254,7 @@ class _Absent:
 
 _ABSENT = _Absent()
 _NONE = type(None)
-_INT64 = range(-(2**63), 2**63)
+_LEAST, _BEYOND = -(2**63), 2**63  # of a 64-bit integer
 _JSON_KINDS: Mapping[DType, set[type]] = {
     "string": {str, _NONE},
     "int": {int, _NONE},
@@ -274,8 +274,8 @@ def _values(records: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
 
 
 def _has_huge(values: Iterable[float | None]) -> bool:
-    present = [v for v in values if v is not None]
-    return bool(present) and not (min(present) in _INT64 and max(present) in _INT64)
+    # Bounds, not `in range(…)`: that looks through the whole range for a float.
+    return any(type(v) is int and not _LEAST <= v < _BEYOND for v in values)
 
 
 def _only_fitting(values: list[Any], column: Column, faults: dict[int, str]) -> list[Any]:
@@ -287,7 +287,7 @@ def _only_fitting(values: list[Any], column: Column, faults: dict[int, str]) -> 
             kept = int(value)
         elif column.dtype == "float" and type(value) is int and abs(value) < 2**1023:
             kept = float(value)
-        if type(kept) not in _JSON_KINDS[column.dtype] or (type(kept) is int and kept not in _INT64):
+        if type(kept) not in _JSON_KINDS[column.dtype] or (type(kept) is int and not _LEAST <= kept < _BEYOND):
             faults.setdefault(i, _fault(column, value))
             kept = None
         fitting.append(kept)

@@ -163,6 +163,12 @@ def test_no_records_are_no_rows() -> None:
     assert cast_records([], only("float")).absent == ()
 
 
+def test_whole_and_broken_numbers_mix_in_a_column_of_floats() -> None:
+    records = cast_records([{"c": 3}, {"c": 2.5}, {"c": None}, {"c": float("inf")}, {"c": -(2**63) - 1}], only("float"))
+    assert records.rows.to_series().to_list()[:4] == [3.0, 2.5, None, float("inf")]
+    assert list(records.faults) == [4]
+
+
 json_value = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec="utf-8")),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
