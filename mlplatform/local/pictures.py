@@ -103,7 +103,7 @@ class Browser(AbstractContextManager["Browser"]):
         )
         try:
             self._socket: ClientConnection = self._closing.enter_context(connect(self._address(), max_size=None, proxy=None))
-        except BaseException:
+        except BaseException:  # Ctrl-C too: the browser must not outlive a start that failed
             self._end()
             raise
         return self

@@ -104,7 +104,7 @@ class LocalPlatform(AbstractContextManager["LocalPlatform"]):
         self.supervisor.__enter__()
         try:
             self._start_base()
-        except BaseException:
+        except BaseException:  # Ctrl-C too: `with` calls no __exit__ of its own when entering fails
             self.supervisor.__exit__(None, None, None)
             raise
         return self
