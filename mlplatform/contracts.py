@@ -132,6 +132,8 @@ class PredictionRecord(_Frozen):
     # Per view: requested_at - event time, microseconds / 1e6 (so exact for 71 years); None: no value found.
     feature_ages_s: dict[str, float | None]
     imputed: tuple[str, ...]  # views whose values were replaced by defaults
+    # Per view whose value was not there as it should be: missing, expired, future, unreadable or unreachable.
+    shortfalls: dict[str, str] = {}
     prediction: float
     latency_ms: float
     contract_digest: str

@@ -5,6 +5,7 @@ No timer: a lone request never waits, and under load a turn holds many.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlplatform.clock import Clock
-from serving_app.features import Assembled, Found, KeyPlan
+from serving_app.features import Assembled, Found, KeyPlan, Reason
 from serving_app.inputs import ParsedInputs
 from serving_app.metrics import Metrics
 from serving_app.model_handle import ModelHandle
@@ -21,24 +22,36 @@ from serving_app.online_features import OnlineFeatures
 from serving_app.problems import FieldError, ProblemError, invalid_input, unavailable
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# More rows than this are computed beside the event loop, so that one large request does not hold up small ones.
+_MICROSECOND = timedelta(microseconds=1)
+# More rows than this are predicted beside the event loop, so that one large request does not hold up small ones.
 _INLINE_ROWS = 256
+# Requests are put together up to this many rows: more saves nothing, and each waits for all of its batch.
+_BATCH_ROWS = 512
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One request's part of a batch: `matrix` float64 (rows, features), `predictions` float32 (rows,), the rest per row."""
+    """A batch as one request sees it: its own rows are `start` to `end` of everything else.
+
+    `matrix` float64 (rows, features), `predictions` (rows,), `ages_s` a column for each view of the plan.
+    """
 
     at: datetime
-    matrix: npt.NDArray[np.float64]
-    predictions: npt.NDArray[np.float32]
-    ages_s: list[dict[str, float | None]]
-    imputed: list[tuple[str, ...]]
-    # Where the contract says to refuse a view's missing or old value; then there are no predictions to give.
-    refused: list[tuple[int, str, str]]
+    assembled: Assembled
+    predictions: Sequence[float]
+    start: int
+    end: int
+
+    @property
+    def matrix(self) -> npt.NDArray[np.float64]:
+        return self.assembled.matrix[self.start : self.end]
+
+    def refused(self) -> list[tuple[int, str, Reason]]:
+        """(row, view, why) where the contract says to refuse a view's missing or old value: then there is no prediction to give."""
+        return [(row - self.start, view, why) for row, view, why in self.assembled.refused if self.start <= row < self.end]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Job:
     parsed: ParsedInputs
     answer: "asyncio.Future[Scored]"
@@ -59,24 +72,31 @@ class Batcher:
         loop = asyncio.get_running_loop()
         if not self._waiting:
             loop.call_soon(self._flush)
-        job = _Job(parsed, loop.create_future())
-        self._waiting.setdefault(handle, []).append(job)
-        return job.answer
+        answer: asyncio.Future[Scored] = loop.create_future()
+        jobs = self._waiting.get(handle)
+        if jobs is None:
+            self._waiting[handle] = [_Job(parsed, answer)]
+        else:
+            jobs.append(_Job(parsed, answer))
+        return answer
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, {}
         for handle, jobs in waiting.items():
-            task = asyncio.create_task(self._run(handle, jobs))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            for batch in _batches(jobs):
+                task = asyncio.create_task(self._run(handle, batch))
+                self._running.add(task)
+                task.add_done_callback(self._running.discard)
 
     async def _run(self, handle: ModelHandle, jobs: list[_Job]) -> None:
         try:
-            plan = handle.plan.keys([j.parsed for j in jobs])
-            found = await self._online.read(handle.plan.project, plan.reads)
+            started = time.perf_counter()
+            plan = handle.plan.keys([job.parsed for job in jobs])
+            found = await self._online.read(handle.plan.project, plan)
+            self._metrics.stages.observe((handle.name, "features"), time.perf_counter() - started)
             # After the read: what was stored by then had been made available, so no value is newer than its request.
             now = self._clock.now()
-            scored = await self._compute(handle, jobs, plan, found, now)
+            assembled, predictions = await self._compute(handle, jobs, plan, found, now)
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the requests that wait, not to the event loop
             if len(jobs) == 1:
                 _fail(jobs[0], error)
@@ -84,32 +104,58 @@ class Batcher:
                 # One request's inputs must not fail its neighbours': each is tried alone.
                 await asyncio.gather(*(self._run(handle, [job]) for job in jobs))
             return
-        for job, result in zip(jobs, scored, strict=True):
+        at = now if assembled.at_us == (now - _EPOCH) // _MICROSECOND else _EPOCH + assembled.at_us * _MICROSECOND
+        start = 0
+        for job in jobs:
+            end = start + job.parsed.rows
             if not job.answer.done():  # the caller may have been cancelled
-                job.answer.set_result(result)
+                job.answer.set_result(Scored(at, assembled, predictions, start, end))
+            start = end
 
     async def _compute(
-        self, handle: ModelHandle, jobs: list[_Job], plan: KeyPlan, found: Sequence[Found] | None, now: datetime
-    ) -> list[Scored]:
-        rows = sum(j.parsed.rows for j in jobs)
-        self._metrics.batch_rows.labels(handle.name).observe(rows)
-        work = (handle, jobs, plan, found, now)
-        whole, predictions = _score(*work) if rows <= _INLINE_ROWS else await asyncio.to_thread(_score, *work)
-        for (view, why), count in whole.shortfalls.items():
-            self._metrics.shortfalls.labels(handle.name, view, why).inc(count)
-        return _split(whole, predictions, [j.parsed.rows for j in jobs], now)
+        self, handle: ModelHandle, jobs: list[_Job], plan: KeyPlan, found: Sequence[Found], now: datetime
+    ) -> tuple[Assembled, list[float]]:
+        started = time.perf_counter()
+        columns = handle.parser.columns([job.parsed for job in jobs], handle.plan.fields)
+        whole = handle.plan.assemble(columns, plan, found, (now - _EPOCH) // _MICROSECOND)
+        with np.errstate(over="ignore"):
+            rows = whole.matrix.astype(np.float32)  # as the model sees it
+        infinite = np.isinf(rows)
+        if infinite.any():
+            raise _not_finite(handle, *(int(i[0]) for i in np.nonzero(infinite)))
+        ready = time.perf_counter()
+        predictions = handle.predict(rows) if len(rows) <= _INLINE_ROWS else await asyncio.to_thread(handle.predict, rows)
+        done = time.perf_counter()
+        self._metrics.stages.observe((handle.name, "assemble"), ready - started)
+        self._metrics.stages.observe((handle.name, "predict"), done - ready)
+        self._count(handle, whole, len(rows))
+        return whole, predictions.tolist()
+
+    def _count(self, handle: ModelHandle, whole: Assembled, rows: int) -> None:
+        metrics = self._metrics
+        metrics.batch_rows.observe((handle.name,), rows)
+        for view, ages in zip(handle.plan.views, whole.ages_s, strict=True):
+            known = np.array([age for age in ages if age is not None] if whole.shortfalls else ages, dtype=np.float64)
+            metrics.feature_age.observe_all((handle.name, view.name), known)
+        for views in whole.shortfalls.values():
+            for view_name, why in views.items():
+                metrics.shortfalls.add((handle.name, view_name, why))
+        for names in whole.imputed.values():
+            for name in names:
+                metrics.imputed.add((handle.name, name))
 
 
-def _score(
-    handle: ModelHandle, jobs: list[_Job], plan: KeyPlan, found: Sequence[Found] | None, now: datetime
-) -> tuple[Assembled, npt.NDArray[np.float32]]:
-    columns = handle.parser.columns([j.parsed for j in jobs])
-    whole = handle.plan.assemble(columns, plan, found, (now - _EPOCH) // timedelta(microseconds=1))
-    with np.errstate(over="ignore"):
-        infinite = np.isinf(whole.matrix.astype(np.float32))  # as the model would see it
-    if infinite.any():
-        raise _not_finite(handle, *(int(i[0]) for i in np.nonzero(infinite)))
-    return whole, handle.predict(whole.matrix)
+def _batches(jobs: list[_Job]) -> list[list[_Job]]:
+    """Jobs in their order, put together up to the limit; one that is large alone stays alone."""
+    batches: list[list[_Job]] = []
+    rows = _BATCH_ROWS
+    for job in jobs:
+        if rows + job.parsed.rows > _BATCH_ROWS:
+            batches.append([])
+            rows = 0
+        batches[-1].append(job)
+        rows += job.parsed.rows
+    return batches
 
 
 def _not_finite(handle: ModelHandle, row: int, column: int) -> ProblemError:
@@ -119,19 +165,6 @@ def _not_finite(handle: ModelHandle, row: int, column: int) -> ProblemError:
     if feature.kind == "view":
         return unavailable("features-unavailable", f"input {row}: {text}", (FieldError(text, input=row),))
     return invalid_input([FieldError(f"{text} for these values", input=row)])
-
-
-def _split(whole: Assembled, predictions: npt.NDArray[np.float32], sizes: Sequence[int], now: datetime) -> list[Scored]:
-    parts = []
-    start = 0
-    for size in sizes:
-        end = start + size
-        refused = [(row - start, view, why) for row, view, why in whole.refused if start <= row < end]
-        parts.append(
-            Scored(now, whole.matrix[start:end], predictions[start:end], whole.ages_s[start:end], whole.imputed[start:end], refused)
-        )
-        start = end
-    return parts
 
 
 def _fail(job: _Job, error: Exception) -> None:

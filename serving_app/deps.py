@@ -14,6 +14,7 @@ from serving_app.batcher import Batcher
 from serving_app.metrics import Metrics
 from serving_app.model_watcher import ModelWatcher
 from serving_app.prediction_log import PredictionLog
+from serving_app.predictor import Predictor
 from serving_app.router import ModelRouter
 from serving_app.settings import ServingSettings
 
@@ -29,6 +30,7 @@ class Serving:
     router: ModelRouter
     watcher: ModelWatcher
     batcher: Batcher
+    predictor: Predictor
     prediction_log: PredictionLog
     metrics: Metrics
 

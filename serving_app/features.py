@@ -1,38 +1,29 @@
 """From checked inputs and stored values to the model's feature matrix, with the age of every view and what was imputed.
 
 Belongs here: keys to read, ages against the declared limits, request-time functions, the order of the columns.
-Does not belong here: reading Redis (the batcher awaits that), predicting.
+Does not belong here: reading Redis (the batcher awaits that), predicting. All by columns: a batch costs some eighty NumPy
+operations however many rows it has.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from enum import Enum
-from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from mlplatform.contracts import ContractFeature, ContractView, ServingContract
-from mlplatform.feature_store.codec import Decoded, JoinValue
-from mlplatform.feature_store.reader import Request, ViewLayout
+from mlplatform.feature_store.codec import Block, JoinValue, empty_block, entity_part
+from mlplatform.feature_store.reader import CLOCK_TOLERANCE_US, Asked, ViewLayout
 from serving_app import request_functions
 from serving_app.inputs import Column, ParsedInputs
 
 Floats = npt.NDArray[np.float64]
-Missing = str  # why a view has no usable value: missing | expired | unreachable | unreadable
-
-
-class Unreadable(Enum):
-    """Stands where a value is stored that was packed for another version of the view."""
-
-    VALUE = 0
-
-
-# What a read found under one key.
-Found = Decoded | Unreadable | None
+Positions = npt.NDArray[np.intp]
+# Why a view has no usable value; the first three also say why a read found none.
+Reason = Literal["missing", "unreadable", "unreachable", "expired", "future"]
 
 
 class PlanError(ValueError):
@@ -44,24 +35,38 @@ class FunctionOutputError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class KeyPlan:
-    """The distinct reads of a batch, and where each row finds its own: `rows[view]` int of shape (n,), -1 without a key."""
+class Found:
+    """What a read found for a view's entities, and why there is nothing where the block holds nothing."""
 
-    reads: list[Request]
-    rows: dict[str, npt.NDArray[np.intp]]
+    block: Block
+    absent: Reason = "missing"
+
+
+@dataclass(frozen=True)
+class KeyPlan:
+    """The distinct reads of a batch: `asked[i]` of the plan's view i, and where each row finds its own: `rows[i]` of shape
+    (n,), -1 for a row without a key."""
+
+    asked: list[Asked]
+    rows: list[Positions]
 
 
 @dataclass
 class Assembled:
-    """Features of a batch, float64 of shape (rows, features) in the contract's order, and their honesty per row."""
+    """Features of a batch, float64 of shape (rows, features) in the contract's order, and their honesty.
 
+    `at_us` is the moment of the batch. `ages_s[i]` has each row's age of the plan's view i, None where no value was found.
+    """
+
+    at_us: int
     matrix: Floats
-    ages_s: list[dict[str, float | None]]
-    imputed: list[tuple[str, ...]]
-    # (row, view, why) of values that the contract says to refuse rather than to replace.
-    refused: list[tuple[int, str, Missing]]
-    # (view, why) -> rows, for the metrics
-    shortfalls: dict[tuple[str, Missing], int] = field(default_factory=dict)
+    ages_s: list[list[float | None]]
+    # row -> view -> why; only rows and views whose value was not there as it should be
+    shortfalls: dict[int, dict[str, Reason]] = field(default_factory=dict)
+    # row -> views whose values were replaced by defaults
+    imputed: dict[int, list[str]] = field(default_factory=dict)
+    # (row, view, why) of values that the contract says to refuse rather than to replace
+    refused: list[tuple[int, str, Reason]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -69,27 +74,10 @@ class _ViewPlan:
     view: ContractView
     layout: ViewLayout
     defaults: Floats
+    bare: bool  # no feature has a default
     # Columns of the view that the model takes, and where they go.
-    source: npt.NDArray[np.intp]
-    target: npt.NDArray[np.intp]
-
-    def filled(self, values: Floats) -> Floats:
-        """A stored null is the declared default, as in the training set."""
-        return values if self.bare else np.where(np.isnan(values), self.defaults, values)
-
-    @cached_property
-    def bare(self) -> bool:
-        """No feature has a default."""
-        return bool(np.isnan(self.defaults).all())
-
-
-@dataclass
-class _Looked:
-    """A view's values for the distinct keys of a batch; the last slot stands for rows without a key."""
-
-    values: Floats
-    ages: list[float | None]
-    why: list[Missing | None]
+    source: Positions
+    target: Positions
 
 
 class FeaturePlan:
@@ -114,11 +102,13 @@ class FeaturePlan:
         taken = [(i, f.column) for i, f in enumerate(features) if f.kind == "view" and f.source == view.name]
         if unknown := {column for _, column in taken} - set(position):
             raise PlanError(f"view {view.name} does not hold {sorted(unknown)}")
-        defaults = [view.defaults.get(name) for name in view.features]
+        named = [view.defaults.get(name) for name in view.features]
+        defaults = np.array([math.nan if d is None else d for d in named], dtype=np.float64)
         return _ViewPlan(
             view,
             ViewLayout.declare(view.name, view.join_keys, view.features, timedelta(seconds=max(view.ttl_s, 0))),
-            np.array([math.nan if d is None else d for d in defaults], dtype=np.float64),
+            defaults,
+            bool(np.isnan(defaults).all()),
             np.array([position[column] for _, column in taken], dtype=np.intp),
             np.array([i for i, _ in taken], dtype=np.intp),
         )
@@ -166,38 +156,41 @@ class FeaturePlan:
     def views(self) -> tuple[ContractView, ...]:
         return tuple(p.view for p in self._views)
 
+    def nothing(self, plan: KeyPlan, why: Reason) -> list[Found]:
+        """What a read would find where there is nothing, for the reason given."""
+        return [Found(empty_block(len(entities), len(layout.features)), why) for layout, entities in plan.asked]
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The request fields whose columns `assemble` takes; all others are only keys."""
+        taken = {name for function, _ in self._functions for name in function.inputs if name in self._dtypes}
+        return frozenset(taken | {name for _, path, name in self._direct if not path} | {name for _, name, _ in self._encoded})
+
     def keys(self, batches: Sequence[ParsedInputs]) -> KeyPlan:
         """What to read for all rows and views, each value once: a hundred flights from one airport read its weather once."""
-        reads: list[Request] = []
-        rows: dict[str, npt.NDArray[np.intp]] = {}
+        values: dict[str, list[JoinValue | None]] = {}
+        for name in {key for plan in self._views for key in plan.layout.join_keys}:
+            values[name] = batches[0].values[name] if len(batches) == 1 else [v for batch in batches for v in batch.values[name]]
+        rows = sum(batch.rows for batch in batches)
+        asked: list[Asked] = []
+        positions: list[Positions] = []
         for plan in self._views:
-            fields = plan.layout.join_keys
-            seen: dict[tuple[JoinValue, ...], int] = {}
-            positions: list[int] = []
-            for batch in batches:
-                joined = zip(*(batch.values[f] for f in fields), strict=True) if fields else [()] * batch.rows
-                for values in joined:
-                    position = -1 if None in values else seen.get(values)
-                    if position is None:
-                        position = seen[values] = len(reads)
-                        reads.append((plan.layout, values))
-                    positions.append(position)
-            rows[plan.view.name] = np.array(positions, dtype=np.intp)
-        return KeyPlan(reads, rows)
+            entities, places = _distinct(plan.layout, [values[name] for name in plan.layout.join_keys], rows)
+            asked.append((plan.layout, entities))
+            positions.append(places)
+        return KeyPlan(asked, positions)
 
-    def assemble(self, columns: dict[str, Column], plan: KeyPlan, found: Sequence[Found] | None, now_us: int) -> Assembled:
-        """The feature matrix. `found` in the order of `plan.reads`, None where the store is away; `now_us` UTC microseconds."""
-        rows = len(next(iter(columns.values())))
-        out = Assembled(np.full((rows, self._width), np.nan), [{} for _ in range(rows)], [()] * rows, [])
+    def assemble(self, columns: Mapping[str, Column], plan: KeyPlan, found: Sequence[Found], now_us: int) -> Assembled:
+        """The feature matrix. `columns` has the plan's `fields`, `found` one entry for each view; `now_us` UTC microseconds."""
+        rows = len(plan.rows[0]) if plan.rows else len(next(iter(columns.values())))
+        at_us = _moment(found, now_us)
+        out = Assembled(at_us, np.full((rows, self._width), np.nan), [])
         stored: dict[str, Floats] = {}
-        for view in self._views:
-            positions = plan.rows[view.view.name] if found is not None else np.full(rows, -1, dtype=np.intp)
-            looked = _look_up(view, positions, found, now_us)
-            picked = looked.values[positions]
+        for view, positions, looked in zip(self._views, plan.rows, found, strict=True):
+            picked = _take_view(out, view, positions, looked)
             stored[view.view.name] = picked
             out.matrix[:, view.target] = picked[:, view.source]
-            _tell(out, view.view, positions, looked)
-        given: dict[str, Column] = columns | {name: stored[view][:, i] for name, (view, i) in self._function_views.items()}
+        given = dict(columns) | {name: stored[view][:, i] for name, (view, i) in self._function_views.items()}
         computed = self._run_functions(given, rows)
         for i, path, name in self._direct:
             out.matrix[:, i] = computed[path, name] if path else columns[name]
@@ -227,35 +220,76 @@ def _category(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _look_up(plan: _ViewPlan, positions: npt.NDArray[np.intp], found: Sequence[Found] | None, now_us: int) -> _Looked:
-    slots = (0 if found is None else len(found)) + 1
-    looked = _Looked(
-        np.empty((slots, len(plan.view.features))), [None] * slots, ["missing" if found is not None else "unreachable"] * slots
-    )
-    looked.values[-1] = plan.defaults
-    for slot in set(positions.tolist()) - {-1}:
-        value = None if found is None else found[slot]
-        if not isinstance(value, Decoded):
-            looked.why[slot] = "missing" if value is None else "unreadable"
-            looked.values[slot] = plan.defaults
-            continue
-        expired = plan.layout.state(value, now_us) == "expired"
-        looked.ages[slot] = plan.layout.age_us(value, now_us) / 1e6
-        looked.why[slot] = "expired" if expired else None
-        looked.values[slot] = plan.defaults if expired and plan.view.on_stale == "impute" else plan.filled(value.values)
-    return looked
+def _distinct(layout: ViewLayout, keys: list[list[JoinValue | None]], rows: int) -> tuple[list[bytes], Positions]:
+    """A view's distinct entities among the rows, and each row's place among them; -1 where a key is absent."""
+    if not keys:
+        return [entity_part(layout.name, ())], np.zeros(rows, dtype=np.intp)
+    seen: dict[Any, int] = {}
+    values: Iterable[Any] = keys[0] if len(keys) == 1 else zip(*keys, strict=True)
+    positions = np.array([seen.setdefault(value, len(seen)) for value in values], dtype=np.intp)
+    several = len(keys) > 1
+    absent = [place for value, place in seen.items() if (None in value if several else value is None)]
+    if absent:
+        places = np.cumsum([place not in absent for place in range(len(seen))]) - 1
+        places[absent] = -1
+        positions = places[positions]
+    gone = frozenset(absent)
+    return [entity_part(layout.name, v if several else (v,)) for v, place in seen.items() if place not in gone], positions
 
 
-def _tell(out: Assembled, view: ContractView, positions: npt.NDArray[np.intp], looked: _Looked) -> None:
-    """Writes each row's age, and whether the view's values were replaced or have to be refused."""
-    name = view.name
-    for row, slot in enumerate(positions.tolist()):
-        out.ages_s[row][name] = looked.ages[slot]
-        why = looked.why[slot]
-        if why is None:
-            continue
-        out.shortfalls[name, why] = out.shortfalls.get((name, why), 0) + 1
-        if view.on_stale == "refuse":
-            out.refused.append((row, name, why))
-        elif not (why == "expired" and view.on_stale == "serve"):
-            out.imputed[row] = (*out.imputed[row], name)
+def _moment(found: Sequence[Found], now_us: int) -> int:
+    """When the batch happens: now, or when the newest of its values became known, where that host's clock is a little ahead.
+
+    What was read had been made available, so the request came after it (the receive rule of L. Lamport, "Time, Clocks, and
+    the Ordering of Events in a Distributed System", 1978). So no age is negative, and history finds the same rows.
+    """
+    latest = now_us
+    for block in (looked.block for looked in found):
+        for times in (block.event_us, block.created_us):
+            if times.size and int(times.max()) > now_us:
+                ahead = times[(times > now_us) & (times <= now_us + CLOCK_TOLERANCE_US)]
+                latest = max(latest, int(ahead.max())) if ahead.size else latest
+    return latest
+
+
+def _take_view(out: Assembled, plan: _ViewPlan, positions: Positions, found: Found) -> Floats:
+    """The view's values for each row, float64 (rows, features of the view); writes ages, shortfalls and what was replaced."""
+    block = found.block
+    future = (block.event_us > out.at_us) | (block.created_us > out.at_us)
+    age_us = out.at_us - block.event_us
+    usable = block.held & ~future
+    expired = usable & (age_us > plan.layout.ttl_us) if plan.layout.ttl_us is not None else np.zeros(len(usable), np.bool_)
+    fine = usable & ~expired
+    values = block.values if plan.bare else np.where(np.isnan(block.values), plan.defaults, block.values)
+    if fine.all() and (not positions.size or int(positions.min()) >= 0):
+        out.ages_s.append((age_us / 1e6)[positions].tolist())
+        return values[positions]
+    kept = fine | expired if plan.view.on_stale == "serve" else fine
+    # One more slot for rows without a key: the last, which -1 finds.
+    padded = np.vstack([np.where(kept[:, None], values, plan.defaults), plan.defaults[None, :]])
+    ages: list[float | None] = [age if at else None for age, at in zip((age_us / 1e6).tolist(), usable.tolist(), strict=True)]
+    why: list[Reason | None] = [
+        None if good else _reason(found, held, late, ahead)
+        for good, held, late, ahead in zip(fine.tolist(), block.held.tolist(), expired.tolist(), future.tolist(), strict=True)
+    ]
+    places = positions.tolist()
+    out.ages_s.append([ages[place] if place >= 0 else None for place in places])
+    for row, place in enumerate(places):
+        if (reason := why[place] if place >= 0 else "missing") is not None:
+            _tell(out, plan.view, row, reason)
+    return padded[positions]
+
+
+def _reason(found: Found, held: bool, expired: bool, future: bool) -> Reason:
+    if not held:
+        return found.absent
+    return "future" if future else "expired"
+
+
+def _tell(out: Assembled, view: ContractView, row: int, why: Reason) -> None:
+    """Writes that a row's value was not there as it should be, and whether it was replaced or has to be refused."""
+    out.shortfalls.setdefault(row, {})[view.name] = why
+    if view.on_stale == "refuse":
+        out.refused.append((row, view.name, why))
+    elif not (why == "expired" and view.on_stale == "serve"):
+        out.imputed.setdefault(row, []).append(view.name)

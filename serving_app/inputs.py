@@ -4,7 +4,7 @@ Belongs here: parsing and validation of request fields. Does not belong here: fe
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -191,11 +191,13 @@ class InputParser:
                 reason = "is filled in by the service: leave it out" if name in self._constants else "is not a field of this model"
                 errors.append(FieldError(reason, input=index, field=name))
 
-    def columns(self, batches: list[ParsedInputs]) -> dict[str, Column]:
-        """One column per field over all requests of a batch, in order."""
+    def columns(self, batches: list[ParsedInputs], names: Iterable[str]) -> dict[str, Column]:
+        """One column for each of these fields over all requests of a batch, in order."""
         return {
-            name: _column([v for batch in batches for v in batch.values[name]] if len(batches) > 1 else batches[0].values[name], dtype)
-            for name, dtype in self._dtypes.items()
+            name: _column(
+                [v for batch in batches for v in batch.values[name]] if len(batches) > 1 else batches[0].values[name], self._dtypes[name]
+            )
+            for name in names
         }
 
 

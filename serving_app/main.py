@@ -6,7 +6,7 @@ Settings are read and connections opened when the application starts, never at i
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -19,9 +19,12 @@ from redis.backoff import NoBackoff
 
 from mlplatform.clock import clock_from
 from mlplatform.feature_store.commands import AsyncClient, open_async_client
+from mlplatform.feature_store.pipe import Pipe
 from serving_app.batcher import Batcher
 from serving_app.deps import Serving
 from serving_app.device import pick_device
+from serving_app.feature_cache import FeatureCache
+from serving_app.hot import HotRoute
 from serving_app.logs import configure_logs
 from serving_app.metrics import Metrics
 from serving_app.middleware import RequestContext
@@ -29,6 +32,7 @@ from serving_app.model_source import ModelCache
 from serving_app.model_watcher import LoadOptions, ModelWatcher
 from serving_app.online_features import OnlineFeatures
 from serving_app.prediction_log import PredictionLog
+from serving_app.predictor import Predictor
 from serving_app.problems import install
 from serving_app.registry import MlflowRegistry
 from serving_app.router import ModelRouter
@@ -45,12 +49,21 @@ log = structlog.get_logger(__name__)
 def create_app(settings: ServingSettings | None = None) -> FastAPI:
     """The application; without `settings` they come from the environment when it starts."""
     app = FastAPI(title=_TITLE, description=_DESCRIPTION, version="1", docs_url=None, redoc_url=None, lifespan=_lifespan(settings))
-    app.add_middleware(RequestContext)
+    app.add_middleware(HotRoute, predictor=_running(app))
+    app.add_middleware(RequestContext)  # added last: the outermost
     install(app)
     for routes in (predict, models, health, docs):
         app.include_router(routes.router)
     app.openapi = _openapi_of(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
     return app
+
+
+def _running(app: FastAPI) -> Callable[[], tuple[Predictor, int] | None]:
+    def running() -> tuple[Predictor, int] | None:
+        serving: Serving | None = getattr(app.state, "serving", None)
+        return None if serving is None else (serving.predictor, serving.settings.serving_body_limit)
+
+    return running
 
 
 def _lifespan(given: ServingSettings | None) -> Any:
@@ -72,10 +85,8 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack) -> Serving:
     metrics = Metrics()
     ProcessCollector(registry=metrics.registry)
     redis = await stack.enter_async_context(_redis(settings, settings.serving_redis_timeout_s))
-    online: AsyncClient = redis
-    if settings.online_url.get_secret_value():
-        online = _online(settings)
-        stack.push_async_callback(online.aclose)
+    online = _online(settings)
+    stack.push_async_callback(online.aclose)
     subscriber = await stack.enter_async_context(_redis(settings, None))
     registry = (
         await stack.enter_async_context(MlflowRegistry(settings.registry_url, settings.serving_registry_timeout_s))
@@ -90,11 +101,12 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack) -> Serving:
     options = LoadOptions(device, settings.serving_threads)
     watcher = ModelWatcher(settings.model_names, registry, ModelCache(settings.model_cache), router, metrics, options)
     clock = clock_from(settings.clock)
-    batcher = Batcher(OnlineFeatures(online, settings.serving_redis_timeout_s), clock, metrics)
+    batcher = Batcher(OnlineFeatures(online, settings.serving_redis_timeout_s, settings.serving_fallback, _cache(settings)), clock, metrics)
+    predictor = Predictor(router, watcher, batcher, prediction_log, metrics, settings.serving_rows_limit)
     for work in (_watch(watcher, settings.serving_poll_s), watcher.listen_forever(subscriber)):
         stack.push_async_callback(_cancel, asyncio.create_task(work))
     log.info("service_started", device=device, models=settings.serving_models or "all with the alias production")
-    return Serving(settings, clock, device, online, router, watcher, batcher, prediction_log, metrics)
+    return Serving(settings, clock, device, online, router, watcher, batcher, predictor, prediction_log, metrics)
 
 
 async def _watch(watcher: ModelWatcher, every_s: float) -> None:
@@ -125,15 +137,19 @@ def _redis(settings: ServingSettings, timeout_s: float | None) -> "Redis":
 
 
 def _online(settings: ServingSettings) -> AsyncClient:
-    """The online store, where it is not the Redis of the prediction log and the notices: a cluster, say."""
+    """The online store: one pipelined connection, or a client that knows where a cluster's keys are."""
     timeout_s = settings.serving_redis_timeout_s
+    if not settings.online_cluster:
+        return Pipe(settings.online_redis_url, timeout_s)
     return open_async_client(
-        settings.online_redis_url,
-        settings.online_cluster,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        socket_keepalive=True,
+        settings.online_redis_url, cluster=True, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, socket_keepalive=True
     )
+
+
+def _cache(settings: ServingSettings) -> FeatureCache | None:
+    if settings.serving_fallback != "cache" and not settings.serving_cache_s:
+        return None
+    return FeatureCache(settings.serving_cache_values, settings.serving_cache_s)
 
 
 def _openapi_of(app: FastAPI) -> Any:

@@ -17,6 +17,7 @@ from mlplatform.contracts import CONTRACT_FILE, ServingContract
 from serving_app.device import native_xgboost
 from serving_app.features import FeaturePlan, FunctionOutputError, PlanError
 from serving_app.inputs import FieldFaultError, InputParser
+from serving_app.native import DensePredictor
 from serving_app.problems import ProblemError
 from serving_app.request_functions import FunctionRefusedError
 
@@ -85,9 +86,11 @@ class ModelHandle:
         self.digest = contract.digest()
         self.parser = InputParser(contract)
         self.plan = FeaturePlan(contract)
+        self.view_names = tuple(view.name for view in contract.views)
         self._booster = booster
         self._xgboost: Any = native_xgboost()
-        self._inplace = not device.startswith("cuda")  # rows from host memory go to a CUDA device as one DMatrix
+        # Rows from host memory go to a CUDA device as one DMatrix.
+        self._dense = None if device.startswith("cuda") else DensePredictor(booster)
 
     @property
     def name(self) -> str:
@@ -97,12 +100,10 @@ class ModelHandle:
     def version(self) -> int:
         return self.ref.version
 
-    def predict(self, matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    def predict(self, matrix: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
         """Probabilities, float32 of shape (rows,), bit-identical to `Booster.predict` on the same float32 features; NaN is missing."""
         rows = np.ascontiguousarray(matrix, dtype=np.float32)
-        if self._inplace:
-            return np.asarray(self._booster.inplace_predict(rows, validate_features=False), dtype=np.float32)
-        return self._by_dmatrix(rows)
+        return self._by_dmatrix(rows) if self._dense is None else self._dense(rows)
 
     def _by_dmatrix(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         data = self._xgboost.DMatrix(
@@ -120,8 +121,8 @@ class ModelHandle:
             raise ModelRefusedError("examples", f"an example does not have the contract's {len(self.contract.features)} features")
         matrix = np.array([[np.nan if v is None else v for v in row] for row in examples], dtype=np.float64)
         reference = self._by_dmatrix(matrix.astype(np.float32))
-        if self._inplace and not np.array_equal(self.predict(matrix), reference):
-            self._inplace = False  # never seen with numeric features; a booster that needs the DMatrix gets it
+        if self._dense is not None and not np.array_equal(self.predict(matrix), reference):
+            self._dense = None  # never seen with numeric features; a booster that needs the DMatrix gets it
         wanted = np.array(self.contract.example_predictions, dtype=np.float32)
         found = self.predict(matrix)
         if found.shape != wanted.shape:
@@ -135,7 +136,9 @@ class ModelHandle:
         example = {f.name: f.example for f in self.contract.fields if f.constant is None}
         try:
             parsed = self.parser.parse([example], rows_limit=1)
-            features = self.plan.assemble(self.parser.columns([parsed]), self.plan.keys([parsed]), None, 0)
+            keys = self.plan.keys([parsed])
+            columns = self.parser.columns([parsed], self.plan.fields)
+            features = self.plan.assemble(columns, keys, self.plan.nothing(keys, "unreachable"), 0)
         except (ProblemError, FunctionOutputError) as error:
             raise ModelRefusedError("warm-up", f"the contract's own field examples do not work: {error}") from error
         self.predict(features.matrix)

@@ -1,67 +1,121 @@
-"""Reading stored feature values for a batch: one bounded round trip, and a plain answer where the store is away.
+"""Reading stored feature values for a batch: one bounded round trip, and the declared fallback where the store is away.
 
-Belongs here: time limit, failures and their log lines. Does not belong here: the codec, what a missing value means for a model.
+Belongs here: time limit, circuit breaker, cache, failures and their log lines. Does not belong here: the codec, what a missing
+value means for a model.
+
+The breaker (M. Nygard, "Release It!", 2007, ch. 5): after a read that failed, no other waits for the store until a pause is
+over; then one read tries, and its success closes the breaker. So a dead store costs a request nothing but its first time-out.
 """
 
 import asyncio
-from collections.abc import Sequence
-from itertools import groupby
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import structlog
 from redis.exceptions import RedisError
 
+from mlplatform.feature_store.codec import Block, empty_block
 from mlplatform.feature_store.commands import AsyncClient
-from mlplatform.feature_store.reader import OnlineReader, Request
-from serving_app.features import Found, Unreadable
+from mlplatform.feature_store.reader import Asked, OnlineReader
+from serving_app.feature_cache import FeatureCache
+from serving_app.features import Found, KeyPlan
+from serving_app.problems import unavailable
+
+Fallback = Literal["cache", "defaults", "refuse"]
+
+_SHORTEST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 2.0
 
 log = structlog.get_logger(__name__)
 
 
 class OnlineFeatures:
-    """Reads through one asyncio client with `decode_responses=False`."""
+    """Reads through one asyncio client with `decode_responses=False`; `cache` None: nothing is remembered.
 
-    def __init__(self, redis: AsyncClient, timeout_s: float) -> None:
+    `fallback` is what is given while the store is away: what the cache holds, nothing (so that the model's defaults stand in),
+    or no answer at all.
+    """
+
+    def __init__(
+        self,
+        redis: AsyncClient,
+        timeout_s: float,
+        fallback: Fallback = "defaults",
+        cache: FeatureCache | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._redis = redis
         self._timeout_s = timeout_s
-        self._away = False
+        self._fallback = fallback
+        self._cache = cache
+        self._monotonic = monotonic
         self._unreadable: set[str] = set()
         # A reader remembers which generation of each view is read.
         self._readers: dict[str, OnlineReader] = {}
+        self._pause_s = 0.0  # 0: the store answers
+        self._again_at = 0.0
 
-    async def read(self, project: str, requests: Sequence[Request]) -> list[Found] | None:
-        """One value per request; None for all where the store did not answer within the time limit."""
-        if not requests:
+    @property
+    def away(self) -> bool:
+        """Whether the store did not answer the last read."""
+        return self._pause_s > 0
+
+    async def read(self, project: str, plan: KeyPlan) -> list[Found]:
+        """What was found for each view asked for. Raises ProblemError (503) where the store is away and the fallback is to refuse."""
+        if not plan.asked:
             return []
+        now = self._monotonic()
+        if self._cache is not None and (held := self._cache.fresh(project, plan.asked, now)) is not None:
+            return [Found(block) for block in held]
+        if now < self._again_at:
+            return self._instead(project, plan.asked)
+        # Whoever comes while this one tries goes to the fallback at once.
+        self._again_at = now + self._pause_s
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                blocks = await self._reader(project).blocks(plan.asked)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._lost(error)
+            return self._instead(project, plan.asked)
+        self._answered()
+        if self._cache is not None:
+            self._cache.keep(project, plan.asked, blocks, now)
+        return [self._found(asked, block) for asked, block in zip(plan.asked, blocks, strict=True)]
+
+    def _reader(self, project: str) -> OnlineReader:
         reader = self._readers.get(project)
         if reader is None:
             reader = self._readers[project] = OnlineReader(self._redis, project)
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                try:
-                    found: list[Found] = [*await reader.read(requests)]
-                except ValueError:
-                    found = await self._read_by_view(reader, requests)
-        except (RedisError, OSError, TimeoutError) as error:
-            if not self._away:
-                log.error("online_store_away", error=repr(error))
-            self._away = True
-            return None
-        if self._away:
-            log.info("online_store_back")
-        self._away = False
-        return found
+        return reader
 
-    async def _read_by_view(self, reader: OnlineReader, requests: Sequence[Request]) -> list[Found]:
+    def _found(self, asked: Asked, block: Block | ValueError) -> Found:
         """A view whose stored values have other features than the model was trained with must not take the others with it."""
-        found: list[Found] = []
-        for name, group in groupby(requests, key=lambda request: request[0].name):
-            one_view = list(group)
-            try:
-                found += await reader.read(one_view)
-                self._unreadable.discard(name)
-            except ValueError as error:
-                if name not in self._unreadable:
-                    log.error("view_unreadable", view=name, error=str(error))
-                self._unreadable.add(name)
-                found += [Unreadable.VALUE] * len(one_view)
-        return found
+        layout, entities = asked
+        if isinstance(block, ValueError):
+            if layout.name not in self._unreadable:
+                log.error("view_unreadable", view=layout.name, error=str(block))
+            self._unreadable.add(layout.name)
+            return Found(empty_block(len(entities), len(layout.features)), "unreadable")
+        if self._unreadable and layout.name in self._unreadable:
+            log.info("view_readable_again", view=layout.name)
+            self._unreadable.discard(layout.name)
+        return Found(block)
+
+    def _instead(self, project: str, asked: Sequence[Asked]) -> list[Found]:
+        if self._fallback == "refuse":
+            raise unavailable("online-store-away", "the online store does not answer, and this service is set to refuse then")
+        if self._fallback == "defaults" or self._cache is None:
+            return [Found(empty_block(len(entities), len(layout.features)), "unreachable") for layout, entities in asked]
+        return [Found(block, "unreachable") for block in self._cache.last(project, asked)]
+
+    def _lost(self, error: Exception) -> None:
+        if not self.away:
+            log.error("online_store_away", error=repr(error))
+        self._pause_s = min(_LONGEST_PAUSE_S, max(_SHORTEST_PAUSE_S, self._pause_s * 2))
+        self._again_at = self._monotonic() + self._pause_s
+
+    def _answered(self) -> None:
+        if self.away:
+            log.info("online_store_back")
+        self._pause_s = self._again_at = 0.0

@@ -27,6 +27,11 @@ class Choice:
     handle: ModelHandle
     variant: str
 
+    @property
+    def labels(self) -> tuple[str, str, str]:
+        """Model, version and variant, as the metrics name them."""
+        return (self.handle.name, str(self.handle.version), self.variant)
+
 
 class ModelRouter:
     """Swaps are one assignment: a request sees the old version or the new one, and keeps what it got."""

@@ -11,6 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field
 
 from mlplatform.contracts import ContractField, ServingContract
+from serving_app.features import Reason
 from serving_app.problems import MEDIA_TYPE
 from serving_app.router import ModelRouter
 
@@ -26,6 +27,7 @@ class Prediction(BaseModel):
     variant: str = Field(description="Which of the versions that share the traffic answered")
     feature_ages_s: dict[str, float | None] = Field(description="Age of each view's value in seconds; null where none was found")
     imputed: list[str] = Field(description="Views whose values were missing or too old and were replaced by the recorded defaults")
+    shortfalls: dict[str, Reason] = Field(description="Views without a value as it should be, and why")
 
 
 class PredictResponse(BaseModel):

@@ -34,6 +34,13 @@ class ServingSettings(BaseSettings):
     serving_poll_s: float = Field(5.0, gt=0, description="Seconds between looks at the registry, the safety net below the notification")
     serving_registry_timeout_s: float = Field(5.0, gt=0, description="Time limit of one call to MLflow")
     serving_redis_timeout_s: float = Field(0.5, gt=0, description="Time limit of one feature read")
+    serving_fallback: Literal["cache", "defaults", "refuse"] = Field(
+        "cache", description="While the online store is away: values read last, within each view's limit, else defaults; defaults; or 503"
+    )
+    serving_cache_s: float = Field(
+        0.0, ge=0, description="Seconds a value may be given again without asking the online store; 0: always ask"
+    )
+    serving_cache_values: int = Field(200_000, ge=1, description="Values (one entity of one view each) remembered for both")
     serving_body_limit: int = Field(2_000_000, ge=1024, description="Bytes a request body may have")
     serving_rows_limit: int = Field(1000, ge=1, description="Inputs a request may have")
     serving_log_queue: int = Field(50_000, ge=1, description="Prediction records kept in memory while their stream is slow or away")

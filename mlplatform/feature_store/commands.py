@@ -12,8 +12,10 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.cluster import RedisCluster as AsyncCluster
 from redis.cluster import RedisCluster
 
+from mlplatform.feature_store.pipe import Pipe
+
 Client: TypeAlias = Redis | RedisCluster
-AsyncClient: TypeAlias = AsyncRedis | AsyncCluster
+AsyncClient: TypeAlias = AsyncRedis | AsyncCluster | Pipe
 Command: TypeAlias = tuple[Any, ...]
 Result = TypeVar("Result")
 
@@ -85,6 +87,8 @@ def execute(client: Client, commands: Sequence[Command]) -> list[Any]:
 
 
 async def _execute_async(client: AsyncClient, commands: Sequence[Command]) -> list[Any]:
+    if isinstance(client, Pipe):
+        return await client.execute(commands)
     if len(commands) == 1:
         return [await client.execute_command(*commands[0])]
     pipe: Any = client.pipeline(transaction=False) if isinstance(client, AsyncRedis) else client.pipeline()

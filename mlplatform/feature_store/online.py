@@ -270,7 +270,7 @@ def _answer(layout: ViewLayout, value: Decoded | None, wanted: Sequence[tuple[st
     if value is None:
         return None, None
     event = EPOCH + value.event_us * MICROSECOND
-    if layout.state(value, now_us) == "expired":
+    if layout.state(value, now_us) != "fresh":
         return event, None
     return event, {name: _proto(field, float(value.values[i])) for name, i, field in wanted}
 

@@ -4,7 +4,7 @@ Belongs here: layouts of views and the two readers (async for the service, plain
 here: Feast, pandas, Polars, and what to do about a value that is missing or too old: that is the caller's contract.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
@@ -14,21 +14,27 @@ import numpy as np
 import numpy.typing as npt
 
 from mlplatform.feature_store.codec import (
+    Block,
     Decoded,
     JoinValue,
     SchemaMismatchError,
-    decode_many,
+    decode_block,
+    empty_block,
     entity_part,
     feature_order,
     join_order,
     pointer_key,
     schema_hash,
+    unblock,
     value_keys,
 )
 from mlplatform.feature_store.commands import AsyncClient, Client, Steps, get_values, is_cluster, run, run_async
 from mlplatform.feature_store.pointer import Generation, Pointer
 
-State = Literal["fresh", "expired", "missing"]
+State = Literal["fresh", "expired", "future", "missing"]
+
+# Clocks of two hosts agree to a second where they are kept at all: what is ahead by more is no value of now.
+CLOCK_TOLERANCE_US = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -67,14 +73,19 @@ class ViewLayout:
         return now_us - value.event_us
 
     def state(self, value: Decoded | None, now_us: int) -> State:
-        """`expired` means older than the ttl, exactly as the history's join has it: age > ttl."""
+        """`expired` means older than the ttl, exactly as the history's join has it: age > ttl; `future`, that the value is
+        known only after `now_us`, by more than clocks differ: history would not have it either."""
         if value is None:
             return "missing"
+        if max(value.event_us, value.created_us) > now_us + CLOCK_TOLERANCE_US:
+            return "future"
         return "expired" if self.ttl_us is not None and self.age_us(value, now_us) > self.ttl_us else "fresh"
 
 
 # A view and the values of its join keys in the layout's order.
 Request = tuple[ViewLayout, Sequence[JoinValue]]
+# A view and the entities asked of it, each as `codec.entity_part` writes it.
+Asked = tuple[ViewLayout, Sequence[bytes]]
 
 
 @dataclass
@@ -98,31 +109,46 @@ class _Reads:
     clustered: bool
     seen: dict[str, _Seen] = field(default_factory=dict)
 
-    def read(self, requests: Sequence[Request]) -> Steps[list[Decoded | None]]:
-        answers: list[Decoded | None] = [None] * len(requests)
-        asked = _by_layout(requests)
-        while asked:
-            views = list({group.layout.name: None for group in asked})
+    def blocks(self, asked: Sequence[Asked]) -> Steps[list[Block | ValueError]]:
+        answers: list[Block | ValueError] = [ValueError("not read")] * len(asked)
+        open_places: Sequence[int] = range(len(asked))
+        while open_places:
+            views = list(dict.fromkeys(asked[i][0].name for i in open_places))
             used = {view: seen.current if (seen := self.seen.get(view)) else None for view in views}
-            keys = [self._keys(group, used[group.layout.name]) for group in asked]
-            flat = [key for group_keys in keys for key in group_keys]
+            keys = [self._keys(asked[i], used) for i in open_places]
+            flat = [key for view_keys in keys for key in view_keys]
             replies = yield from get_values([*flat, *(pointer_key(self.project, view) for view in views)], self.clustered)
             self._see(views, replies[len(flat) :])
             again = []
             at = 0
-            for group, group_keys in zip(asked, keys, strict=True):
-                stored = replies[at : (at := at + len(group_keys))]
-                generation = used[group.layout.name]
-                if self.seen[group.layout.name].current != generation:
-                    again.append(group)
-                elif generation is not None:
-                    for place, value in zip(group.places, decode_packed(group.layout, generation, stored), strict=True):
-                        answers[place] = value
-            asked = again
+            for i, view_keys in zip(open_places, keys, strict=True):
+                layout, entities = asked[i]
+                stored = replies[at : (at := at + len(view_keys))]
+                generation = used[layout.name]
+                if self.seen[layout.name].current != generation:
+                    again.append(i)
+                elif generation is None:
+                    answers[i] = empty_block(len(entities), len(layout.features))
+                else:
+                    answers[i] = _decoded(layout, generation, stored)
+            open_places = again
         return answers
 
-    def _keys(self, group: "_Group", generation: Generation | None) -> list[bytes]:
-        return [] if generation is None else value_keys(generation.number, group.entities, self.clustered)
+    def read(self, requests: Sequence[Request]) -> Steps[list[Decoded | None]]:
+        answers: list[Decoded | None] = [None] * len(requests)
+        groups = _by_layout(requests)
+        blocks = yield from self.blocks([(layout, entities) for layout, _, entities in groups])
+        for (_, places, _), block in zip(groups, blocks, strict=True):
+            if isinstance(block, ValueError):
+                raise block
+            for place, value in zip(places, unblock(block), strict=True):
+                answers[place] = value
+        return answers
+
+    def _keys(self, asked: Asked, used: Mapping[str, Generation | None]) -> list[bytes]:
+        layout, entities = asked
+        generation = used[layout.name]
+        return [] if generation is None else value_keys(generation.number, entities, self.clustered)
 
     def _see(self, views: Sequence[str], pointers: Sequence[bytes | None]) -> None:
         for view, raw in zip(views, pointers, strict=True):
@@ -131,25 +157,16 @@ class _Reads:
                 self.seen[view] = _Seen(raw, Pointer.parse(raw).current)
 
 
-@dataclass(frozen=True)
-class _Group:
-    """The requests of one layout: their places among all, and their entities."""
-
-    layout: ViewLayout
-    places: Sequence[int]
-    entities: Sequence[bytes]
-
-
-def _by_layout(requests: Sequence[Request]) -> list[_Group]:
-    found: dict[int, tuple[ViewLayout, list[int]]] = {}
+def _by_layout(requests: Sequence[Request]) -> list[tuple[ViewLayout, list[int], list[bytes]]]:
+    """The requests of each layout: their places among all, and their entities."""
+    found: dict[int, tuple[ViewLayout, list[int], list[bytes]]] = {}
     for i, (layout, values) in enumerate(requests):
         if len(values) != len(layout.join_keys):
             raise ValueError(f"view {layout.name} has the join keys {layout.join_keys}, not {len(values)} values")
-        if (group := found.get(id(layout))) is None:
-            found[id(layout)] = (layout, [i])
-        else:
-            group[1].append(i)
-    return [_Group(layout, places, [entity_part(layout.name, requests[i][1]) for i in places]) for layout, places in found.values()]
+        _, places, entities = found.setdefault(id(layout), (layout, [], []))
+        places.append(i)
+        entities.append(entity_part(layout.name, values))
+    return list(found.values())
 
 
 class OnlineReader:
@@ -166,6 +183,13 @@ class OnlineReader:
         """
         return await run_async(self._client, self._reads.read(requests))
 
+    async def blocks(self, asked: Sequence[Asked]) -> list[Block | ValueError]:
+        """The same in columns, for many entities of few views: a block for each view asked for, in order.
+
+        In place of a block stands the error of a view whose stored values cannot be read; redis errors are raised.
+        """
+        return await run_async(self._client, self._reads.blocks(asked))
+
 
 class SyncOnlineReader:
     """`OnlineReader` through a plain client, for checks, monitoring and tests."""
@@ -178,14 +202,16 @@ class SyncOnlineReader:
         return run(self._client, self._reads.read(requests))
 
 
-def decode_packed(layout: ViewLayout, generation: Generation, packed: Sequence[bytes | None]) -> list[Decoded | None]:
-    """A generation's values with their features in the layout's order. Raises SchemaMismatchError naming the view."""
+def _decoded(layout: ViewLayout, generation: Generation, packed: Sequence[bytes | None]) -> Block | ValueError:
+    """A generation's values with their features in the layout's order, or why they cannot be read."""
     if generation.schema != layout.schema:
-        raise SchemaMismatchError(
+        return SchemaMismatchError(
             f"view {layout.name}: generation {generation.number} has schema {generation.schema:08x}, the reader expects "
             f"{layout.schema:08x}: the view's features changed; rebuild it, or train on what it has now"
         )
     try:
-        return decode_many(packed, layout.schema, len(layout.features), layout.places)
+        return decode_block(packed, layout.schema, len(layout.features), layout.places)
     except SchemaMismatchError as mismatch:
-        raise SchemaMismatchError(f"view {layout.name}: {mismatch}") from mismatch
+        return SchemaMismatchError(f"view {layout.name}: {mismatch}")
+    except ValueError as error:
+        return ValueError(f"view {layout.name}: {error}")

@@ -211,7 +211,7 @@ def _row(entry: Entry, model: str, fields: Sequence[RequestField], prediction_ra
     requested_at = _timestamp(record.requested_at)
     for number in (record.version, record.input_index):
         _int64(number)
-    row: dict[str, Any] = record.model_dump(exclude={"inputs", "feature_ages_s", "requested_at"})
+    row: dict[str, Any] = record.model_dump(exclude={"inputs", "feature_ages_s", "shortfalls", "requested_at"})
     row |= {input_column(f.name): _typed(f, record.inputs.get(f.name)) for f in fields}
     return row | {
         "requested_at": requested_at,

@@ -67,10 +67,10 @@ def test_health_and_metrics(client) -> None:
     client.post("/v1/models/other/predict", json=example)
     text = client.get("/metrics").text
     for line in (
-        'mlplatform_requests_total{model="basket",status="200",version="1"} 1.0',
-        'mlplatform_requests_total{model="basket",status="422",version="1"} 1.0',
-        'mlplatform_requests_total{model="unknown",status="404",version=""} 1.0',
-        'mlplatform_predictions_total{model="basket",version="1"} 1.0',
+        'mlplatform_requests_total{model="basket",status="200",variant="champion",version="1"} 1.0',
+        'mlplatform_requests_total{model="basket",status="422",variant="champion",version="1"} 1.0',
+        'mlplatform_requests_total{model="unknown",status="404",variant="",version=""} 1.0',
+        'mlplatform_predictions_total{model="basket",variant="champion",version="1"} 1.0',
         'mlplatform_imputed_views_total{model="basket",view="shop_stats"} 1.0',
         "mlplatform_prediction_log_accepted_total 1.0",
         "mlplatform_ready 1.0",

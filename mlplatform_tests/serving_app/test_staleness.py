@@ -24,11 +24,11 @@ def frozen(put_values, clock_file) -> Callable[[float], None]:
     """Values are written once; then `frozen(age_s)` lets the clock go on until those of `shop_stats` are that old."""
     now = SimulatedClock(clock_file).now()
     put_values("shop_stats", ["s1"], [LIVE, 2.0], age_s=0)
-    put_values("customer_stats", [7, "s1"], [99.5], age_s=-7200)
-    put_values("all_stats", ["all"], [4.0], age_s=-7200)
 
     def until(age_s: float) -> None:
         SimulatedClock(clock_file).set(_later(now, age_s))
+        put_values("customer_stats", [7, "s1"], [99.5], age_s=-age_s)  # as of the clock's new time
+        put_values("all_stats", ["all"], [4.0], age_s=-age_s)
 
     return until
 

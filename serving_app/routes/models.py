@@ -6,7 +6,7 @@ Belongs here: reading the loaded models. Does not belong here: predicting, chang
 from fastapi import APIRouter
 
 from serving_app.deps import Serving, ServingDep
-from serving_app.problems import ProblemError
+from serving_app.predictor import unknown_model
 from serving_app.router import Slot
 from serving_app.schemas import (
     ModelDetail,
@@ -32,7 +32,7 @@ async def list_models(serving: ServingDep) -> ModelList:
 async def show_model(model: str, serving: ServingDep) -> ModelDetail:
     slot = serving.router.slot(model)
     if slot is None:
-        raise unknown_model(serving, model)
+        raise unknown_model(serving.router, serving.watcher, model)
     contract = slot.current.contract
     held = [("current", slot.current), *([("previous", slot.previous)] if slot.previous else [])]
     return ModelDetail(
@@ -56,14 +56,6 @@ async def show_model(model: str, serving: ServingDep) -> ModelDetail:
             for role, handle in held
         ],
     )
-
-
-def unknown_model(serving: Serving, model: str) -> ProblemError:
-    """404 that says what there is; 503 for a model that should be here and is not loaded (yet)."""
-    if model in serving.watcher.missing() or model in serving.watcher.refusals:
-        return ProblemError(503, "model-not-loaded", f"model '{model}' is not loaded; /health/ready says why", headers={"Retry-After": "1"})
-    served = ", ".join(serving.router.names()) or "none"
-    return ProblemError(404, "model-not-found", f"no model '{model[:64]}' is served here; served: {served}")
 
 
 def _summary(serving: Serving, slot: Slot) -> ModelSummary:

@@ -1,0 +1,47 @@
+"""A request's body as bytes, within its limits.
+
+Belongs here: media type, size, reading. Does not belong here: what the bytes mean.
+"""
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from serving_app.problems import ProblemError
+
+_JSON = b"application/json"
+
+
+async def read_body(headers: list[tuple[bytes, bytes]], receive: Receive, limit: int) -> bytes:
+    """The body of a JSON request. Raises ProblemError (413, 415), ClientDisconnect where the caller left."""
+    for name, value in headers:
+        if name == b"content-type":
+            if value != _JSON and value.partition(b";")[0].strip().lower() != _JSON:
+                raise ProblemError(415, "unsupported-media-type", f"send application/json, not {value[:64].decode('latin-1')!r}")
+        elif name == b"content-length" and value.isdigit() and int(value) > limit:
+            raise _too_large(limit)
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if message["type"] == "http.request" and not message.get("more_body", False) and len(body) <= limit:
+        return body
+    return await _read_rest(message, receive, limit)
+
+
+async def _read_rest(message: "dict[str, object] | object", receive: Receive, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        assert isinstance(message, dict)
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:  # a chunked body does not announce its size
+            raise _too_large(limit)
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+        message = await receive()
+
+
+def _too_large(limit: int) -> ProblemError:
+    return ProblemError(413, "body-too-large", f"a body may have at most {limit} bytes", headers={"Connection": "close"})
