@@ -53,3 +53,21 @@ def bench_join(
     if memory:
         raise typer.Exit(run_bench_join_memory(rows or 10_000_000, as_json))
     raise typer.Exit(run_bench_join(rows or 300_000, rounds, as_json))
+
+
+@bench.command("serving")
+def bench_serving(
+    peers: Annotated[str, typer.Option(help="Comma-separated; empty: the service alone.")] = "",
+    cases: Annotated[str, typer.Option(help="Comma-separated loads.")] = "1x1,1x16,1x64,100x64,open",
+    seconds: Annotated[float, typer.Option(min=1, help="Of each measurement.")] = 3.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of every service; medians are of these.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """The prediction service under load, beside its peers: throughput, latency, CPU and memory."""
+    from mlplatform.local.bench_serving.run import Options, run_bench_serving
+
+    raise typer.Exit(run_bench_serving(Options(_names(peers), _names(cases), seconds, rounds), as_json))
+
+
+def _names(given: str) -> tuple[str, ...]:
+    return tuple(name for part in given.split(",") if (name := part.strip()))
