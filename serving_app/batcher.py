@@ -36,7 +36,7 @@ class Scored:
     `matrix` float64 (rows, features), `predictions` (rows,), `ages_s` a column for each view of the plan.
     """
 
-    at: datetime
+    requested_at: str  # ISO 8601 UTC, microseconds
     assembled: Assembled
     predictions: Sequence[float]
     start: int
@@ -105,11 +105,12 @@ class Batcher:
                 await asyncio.gather(*(self._run(handle, [job]) for job in jobs))
             return
         at = now if assembled.at_us == (now - _EPOCH) // _MICROSECOND else _EPOCH + assembled.at_us * _MICROSECOND
+        told = at.isoformat(timespec="microseconds")
         start = 0
         for job in jobs:
             end = start + job.parsed.rows
             if not job.answer.done():  # the caller may have been cancelled
-                job.answer.set_result(Scored(at, assembled, predictions, start, end))
+                job.answer.set_result(Scored(told, assembled, predictions, start, end))
             start = end
 
     async def _compute(

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlplatform.contracts import ContractFeature, ContractView, ServingContract
-from mlplatform.feature_store.codec import Block, JoinValue, empty_block, entity_part
+from mlplatform.feature_store.codec import Block, JoinValue, empty_block, entity_part, entity_parts
 from mlplatform.feature_store.reader import CLOCK_TOLERANCE_US, Asked, ViewLayout
 from serving_app import request_functions
 from serving_app.inputs import Column, ParsedInputs
@@ -227,14 +227,15 @@ def _distinct(layout: ViewLayout, keys: list[list[JoinValue | None]], rows: int)
     seen: dict[Any, int] = {}
     values: Iterable[Any] = keys[0] if len(keys) == 1 else zip(*keys, strict=True)
     positions = np.array([seen.setdefault(value, len(seen)) for value in values], dtype=np.intp)
-    several = len(keys) > 1
-    absent = [place for value, place in seen.items() if (None in value if several else value is None)]
+    absent = ([seen[None]] if None in seen else []) if len(keys) == 1 else [place for value, place in seen.items() if None in value]
     if absent:
         places = np.cumsum([place not in absent for place in range(len(seen))]) - 1
         places[absent] = -1
         positions = places[positions]
-    gone = frozenset(absent)
-    return [entity_part(layout.name, v if several else (v,)) for v, place in seen.items() if place not in gone], positions
+        seen = {value: place for value, place in seen.items() if place not in absent}
+    if len(keys) == 1:
+        return entity_parts(layout.name, seen), positions
+    return [entity_part(layout.name, value) for value in seen], positions
 
 
 def _moment(found: Sequence[Found], now_us: int) -> int:

@@ -16,6 +16,7 @@ from prometheus_client import ProcessCollector
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from starlette.types import Receive, Scope, Send
 
 from mlplatform.clock import clock_from
 from mlplatform.feature_store.commands import AsyncClient, open_async_client
@@ -40,22 +41,42 @@ from serving_app.routes import docs, health, models, predict
 from serving_app.schemas import build_openapi
 from serving_app.settings import ServingSettings
 
+_LOG_TIMEOUT_S = 5.0  # nobody waits for it; a write given up too early is written twice
 _TITLE = "Prediction service"
 _DESCRIPTION = "Answers with the model version that carries the alias `production`, features read from the online store."
 
 log = structlog.get_logger(__name__)
 
 
-def create_app(settings: ServingSettings | None = None) -> FastAPI:
+class PredictionService(FastAPI):
+    """FastAPI with two layers in front of it: what every request gets, and the hot route."""
+
+    def __init__(self, settings: ServingSettings | None) -> None:
+        super().__init__(title=_TITLE, description=_DESCRIPTION, version="1", docs_url=None, redoc_url=None, lifespan=_lifespan(settings))
+        install(self)
+        for routes in (predict, models, health, docs):
+            self.include_router(routes.router)
+        # Not as FastAPI's middlewares: in front of those stand layers of its own (telemetry, body limit: 15 µs a request).
+        self._front = RequestContext(HotRoute(super().__call__, _running(self)))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._front(scope, receive, send)
+
+    def openapi(self) -> dict[str, Any]:
+        """With each loaded model's own fields; made anew when another version serves."""
+        serving: Serving = self.state.serving
+        generation = serving.router.generation
+        if self._documented != generation or self.openapi_schema is None:
+            self.openapi_schema = build_openapi(self, serving.router, serving.settings.serving_rows_limit)
+            self._documented = generation
+        return self.openapi_schema
+
+    _documented = -1
+
+
+def create_app(settings: ServingSettings | None = None) -> PredictionService:
     """The application; without `settings` they come from the environment when it starts."""
-    app = FastAPI(title=_TITLE, description=_DESCRIPTION, version="1", docs_url=None, redoc_url=None, lifespan=_lifespan(settings))
-    app.add_middleware(HotRoute, predictor=_running(app))
-    app.add_middleware(RequestContext)  # added last: the outermost
-    install(app)
-    for routes in (predict, models, health, docs):
-        app.include_router(routes.router)
-    app.openapi = _openapi_of(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
-    return app
+    return PredictionService(settings)
 
 
 def _running(app: FastAPI) -> Callable[[], tuple[Predictor, int] | None]:
@@ -84,16 +105,17 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack) -> Serving:
     device = pick_device(settings.device)
     metrics = Metrics()
     ProcessCollector(registry=metrics.registry)
-    redis = await stack.enter_async_context(_redis(settings, settings.serving_redis_timeout_s))
+    log_pipe = Pipe(settings.redis_url.get_secret_value(), _LOG_TIMEOUT_S)
+    stack.push_async_callback(log_pipe.aclose)
     online = _online(settings)
     stack.push_async_callback(online.aclose)
-    subscriber = await stack.enter_async_context(_redis(settings, None))
+    subscriber = await stack.enter_async_context(_subscriber(settings))
     registry = (
         await stack.enter_async_context(MlflowRegistry(settings.registry_url, settings.serving_registry_timeout_s))
         if settings.registry_url
         else None
     )
-    prediction_log = PredictionLog(redis, settings.serving_log_queue)
+    prediction_log = PredictionLog(log_pipe, settings.serving_log_queue)
     metrics.watch_log(prediction_log.counts)
     prediction_log.start()
     stack.push_async_callback(prediction_log.close, settings.serving_drain_s)
@@ -123,14 +145,14 @@ async def _cancel(task: "asyncio.Task[None]") -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def _redis(settings: ServingSettings, timeout_s: float | None) -> "Redis":
+def _subscriber(settings: ServingSettings) -> "Redis":
+    """For the notices, which it waits for without limit."""
     return Redis.from_url(
         settings.redis_url.get_secret_value(),
         decode_responses=False,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s or 2.0,
+        socket_connect_timeout=2.0,
         socket_keepalive=True,
-        health_check_interval=15 if timeout_s is None else 0,
+        health_check_interval=15,
         # One more try at once: after a restart of Redis every pooled connection is stale. Waiting longer is the callers' business.
         retry=Retry(NoBackoff(), 1),
     )
@@ -150,20 +172,6 @@ def _cache(settings: ServingSettings) -> FeatureCache | None:
     if settings.serving_fallback != "cache" and not settings.serving_cache_s:
         return None
     return FeatureCache(settings.serving_cache_values, settings.serving_cache_s)
-
-
-def _openapi_of(app: FastAPI) -> Any:
-    known: dict[int, dict[str, Any]] = {}
-
-    def openapi() -> dict[str, Any]:
-        serving: Serving = app.state.serving
-        generation = serving.router.generation
-        if generation not in known:
-            known.clear()
-            known[generation] = build_openapi(app, serving.router, serving.settings.serving_rows_limit)
-        return known[generation]
-
-    return openapi
 
 
 app = create_app()

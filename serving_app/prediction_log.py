@@ -14,10 +14,10 @@ from typing import Any
 
 import orjson
 import structlog
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mlplatform.contracts import prediction_stream
+from mlplatform.feature_store.pipe import Pipe
 
 _BATCH = 500
 _LINGER_S = 0.01  # lets single requests share a write; nobody waits for it
@@ -26,7 +26,7 @@ _LONGEST_PAUSE_S = 5.0
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LogEntry:
     """A record on its way: a mapping with the fields of `contracts.PredictionRecord` (`features` may be a float64 row)."""
 
@@ -37,8 +37,9 @@ class LogEntry:
 class PredictionLog:
     """Used from one event loop. `offer` never waits."""
 
-    def __init__(self, redis: "Redis", capacity: int) -> None:
+    def __init__(self, redis: Pipe, capacity: int) -> None:
         self._redis = redis
+        self._streams: dict[str, str] = {}
         self._capacity = capacity
         self._queue: deque[LogEntry] = deque()
         self._in_flight = 0
@@ -116,8 +117,18 @@ class PredictionLog:
 
     async def _write(self, batch: list[LogEntry]) -> None:
         # One transaction: a lost connection leaves all of the batch or nothing of it.
-        pipeline = self._redis.pipeline(transaction=True)
-        for entry in batch:
-            # orjson writes NaN as null, which is what PredictionRecord.features wants.
-            pipeline.xadd(prediction_stream(entry.model), {"record": orjson.dumps(entry.record, option=orjson.OPT_SERIALIZE_NUMPY)})
-        await pipeline.execute()
+        # orjson writes NaN as null, which is what PredictionRecord.features wants.
+        added = [
+            ("XADD", self._stream(entry.model), "*", "record", orjson.dumps(entry.record, option=orjson.OPT_SERIALIZE_NUMPY))
+            for entry in batch
+        ]
+        *_, ids = await self._redis.execute([("MULTI",), *added, ("EXEC",)])
+        for reply in ids:
+            if isinstance(reply, Exception):
+                raise reply
+
+    def _stream(self, model: str) -> str:
+        name = self._streams.get(model)
+        if name is None:
+            name = self._streams[model] = prediction_stream(model)
+        return name

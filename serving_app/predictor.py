@@ -90,7 +90,7 @@ class Predictor:
         self._metrics.predictions.add(choice.labels, parsed.rows)
         common = {
             "request_id": request_id,
-            "requested_at": scored.at.isoformat(timespec="microseconds"),
+            "requested_at": scored.requested_at,
             "model": handle.name,
             "version": version,
             "variant": variant,

