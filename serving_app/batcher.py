@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ from serving_app.model_handle import ModelHandle
 from serving_app.online_features import OnlineFeatures
 from serving_app.problems import FieldError, ProblemError, invalid_input, unavailable
 
+_NONE: tuple[str, ...] = ()
+_NO_SHORTFALLS: dict[str, Reason] = {}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 # More rows than this are predicted beside the event loop, so that one large request does not hold up small ones.
@@ -45,6 +48,20 @@ class Scored:
     @property
     def matrix(self) -> npt.NDArray[np.float64]:
         return self.assembled.matrix[self.start : self.end]
+
+    def rows(self, views: Sequence[str]) -> list[dict[str, Any]]:
+        """Each input's part of the answer and of the log record; `views` names the columns of `ages_s`."""
+        whole, start = self.assembled, self.start
+        return [
+            {
+                "input_index": row - start,
+                "prediction": self.predictions[row],
+                "feature_ages_s": {view: ages[row] for view, ages in zip(views, whole.ages_s, strict=True)},
+                "imputed": whole.imputed.get(row, _NONE),
+                "shortfalls": whole.shortfalls.get(row, _NO_SHORTFALLS),
+            }
+            for row in range(start, self.end)
+        ]
 
     def refused(self) -> list[tuple[int, str, Reason]]:
         """(row, view, why) where the contract says to refuse a view's missing or old value: then there is no prediction to give."""

@@ -4,7 +4,7 @@ Belongs here: media type, size, reading. Does not belong here: what the bytes me
 """
 
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive
+from starlette.types import Message, Receive
 
 from serving_app.problems import ProblemError
 
@@ -26,11 +26,10 @@ async def read_body(headers: list[tuple[bytes, bytes]], receive: Receive, limit:
     return await _read_rest(message, receive, limit)
 
 
-async def _read_rest(message: "dict[str, object] | object", receive: Receive, limit: int) -> bytes:
+async def _read_rest(message: Message, receive: Receive, limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:
-        assert isinstance(message, dict)
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         part = message.get("body", b"")

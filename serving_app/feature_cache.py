@@ -5,6 +5,7 @@ remembered value has its event time still, and is judged by it like one that was
 """
 
 from collections.abc import Sequence
+from itertools import repeat
 
 from mlplatform.feature_store.codec import Block, empty_block
 from mlplatform.feature_store.reader import Asked
@@ -36,7 +37,7 @@ class FeatureCache:
                 self._old, self._young, self._count = self._young, {}, 0
             shelf = self._young.setdefault((project, layout.name, layout.features), {})
             before = len(shelf)
-            shelf.update((entity, (block, row, now)) for row, entity in enumerate(entities))
+            shelf.update(zip(entities, zip(repeat(block), range(len(entities)), repeat(now), strict=False), strict=True))
             self._count += len(shelf) - before
 
     def fresh(self, project: str, asked: Sequence[Asked], now: float) -> list[Block] | None:

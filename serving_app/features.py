@@ -6,7 +6,7 @@ operations however many rows it has.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
@@ -224,9 +224,9 @@ def _distinct(layout: ViewLayout, keys: list[list[JoinValue | None]], rows: int)
     """A view's distinct entities among the rows, and each row's place among them; -1 where a key is absent."""
     if not keys:
         return [entity_part(layout.name, ())], np.zeros(rows, dtype=np.intp)
-    seen: dict[Any, int] = {}
-    values: Iterable[Any] = keys[0] if len(keys) == 1 else zip(*keys, strict=True)
-    positions = np.array([seen.setdefault(value, len(seen)) for value in values], dtype=np.intp)
+    values: Sequence[Any] = keys[0] if len(keys) == 1 else list(zip(*keys, strict=True))
+    seen = {value: place for place, value in enumerate(dict.fromkeys(values))}
+    positions = np.arange(rows) if len(seen) == rows else np.fromiter(map(seen.__getitem__, values), np.intp, rows)
     absent = ([seen[None]] if None in seen else []) if len(keys) == 1 else [place for value, place in seen.items() if None in value]
     if absent:
         places = np.cumsum([place not in absent for place in range(len(seen))]) - 1

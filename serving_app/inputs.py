@@ -141,10 +141,7 @@ class ParsedInputs:
 
     received: list[dict[str, Any]]
     values: dict[str, list[Any]]
-
-    @property
-    def rows(self) -> int:
-        return len(self.received)
+    rows: int
 
 
 class InputParser:
@@ -155,7 +152,7 @@ class InputParser:
         self._constants = {f.name: f for f in contract.fields if f.constant is not None}
         self._dtypes = {f.name: f.dtype for f in contract.fields}
         self._names = frozenset(f.name for f in self._asked)
-        self._plan = tuple((f.name, f, _PARSERS[f.dtype]) for f in self._asked)
+        self._plan = tuple((f.name, f, _PARSERS[f.dtype], *_limits(f)) for f in self._asked)
         # A constant is declared as text whatever its type; it is parsed once, here, so that a bad one refuses the version.
         self._filled = {name: _constant_value(f) for name, f in self._constants.items()}
 
@@ -170,14 +167,14 @@ class InputParser:
             values = self._parse_rows(inputs)
         for name, value in self._filled.items():
             values[name] = [value] * len(inputs)
-        return ParsedInputs(inputs, values)
+        return ParsedInputs(inputs, values, len(inputs))
 
     def _parse_columns(self, inputs: list[Any]) -> dict[str, list[Any]] | None:
         """Plain inputs, where each field is there in its JSON type and within its bounds; None where a closer look is needed."""
         if set(map(type, inputs)) != {dict} or set(map(len, inputs)) != {len(self._plan)}:
             return None
         values: dict[str, list[Any]] = {}
-        for name, field, parse in self._plan:
+        for name, field, parse, low, high in self._plan:
             try:
                 column = [row[name] for row in inputs]
             except KeyError:
@@ -185,7 +182,6 @@ class InputParser:
             if parse is _string:
                 plain = set(map(type, column)) == {str} and "" not in column and max(map(len, column)) <= field.max_length
             elif parse is _int or parse is _float:
-                low, high = _limits(field)
                 plain = set(map(type, column)) == {int if parse is _int else float} and low <= min(column) and max(column) <= high
             else:
                 plain = False
@@ -213,8 +209,12 @@ class InputParser:
             errors.append(FieldError("must be an object with the model's fields", input=index))
             return
         known = 0
-        for name, field, parse in self._plan:
+        for name, field, parse, low, high in self._plan:
             value = row.get(name)
+            if type(value) is int and parse is _int and low <= value <= high:  # most numbers; the rest is looked at closely
+                known += 1
+                values[name].append(value)
+                continue
             known += name in row
             if value is None:
                 if field.required:

@@ -9,9 +9,12 @@ identify it. A full queue drops the newest records: a dead stream must never slo
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 import structlog
 from redis.exceptions import RedisError
@@ -28,10 +31,30 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """A record on its way: a mapping with the fields of `contracts.PredictionRecord` (`features` may be a float64 row)."""
+    """One request's records on their way, with the fields of `contracts.PredictionRecord`: those all share, and each row's.
+
+    `rows` one mapping for each row; `inputs` as received; `features` float64 of shape (rows, features).
+    """
 
     model: str
-    record: dict[str, Any]
+    common: dict[str, Any]
+    rows: Sequence[dict[str, Any]]
+    inputs: Sequence[dict[str, Any]]
+    features: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def part(self, start: int, end: int) -> "LogEntry":
+        return LogEntry(self.model, self.common, self.rows[start:end], self.inputs[start:end], self.features[start:end])
+
+    def records(self) -> list[bytes]:
+        """Each row's record as JSON. orjson writes NaN as null, which is what PredictionRecord.features wants."""
+        shared = orjson.dumps(self.common)[:-1] + b","
+        return [
+            shared + orjson.dumps({**row, "inputs": given, "features": values}, option=orjson.OPT_SERIALIZE_NUMPY)[1:]
+            for row, given, values in zip(self.rows, self.inputs, self.features, strict=True)
+        ]
 
 
 class PredictionLog:
@@ -42,6 +65,7 @@ class PredictionLog:
         self._streams: dict[str, str] = {}
         self._capacity = capacity
         self._queue: deque[LogEntry] = deque()
+        self._queued = 0  # records in the queue
         self._in_flight = 0
         self._wake = asyncio.Event()
         self._closing = False
@@ -51,18 +75,21 @@ class PredictionLog:
         self.dropped = 0
 
     def counts(self) -> dict[str, int]:
-        return {"accepted": self.accepted, "written": self.written, "dropped": self.dropped, "queued": len(self._queue) + self._in_flight}
+        return {"accepted": self.accepted, "written": self.written, "dropped": self.dropped, "queued": self._queued + self._in_flight}
 
-    def offer(self, entries: list[LogEntry]) -> None:
+    def offer(self, entry: LogEntry) -> None:
         """Takes what there is room for and counts the rest as dropped."""
-        room = max(0, self._capacity - len(self._queue) - self._in_flight)
-        self.accepted += len(entries)
-        if len(entries) > room:
+        self.accepted += len(entry)
+        room = self._capacity - self._queued - self._in_flight
+        if len(entry) > room:
             if not self.dropped:
                 log.warning("prediction_log_full", capacity=self._capacity)
-            self.dropped += len(entries) - room
-            entries = entries[:room]
-        self._queue.extend(entries)
+            self.dropped += len(entry) - max(0, room)
+            if room <= 0:
+                return
+            entry = entry.part(0, room)
+        self._queue.append(entry)
+        self._queued += len(entry)
         self._wake.set()
 
     def start(self) -> None:
@@ -77,11 +104,11 @@ class PredictionLog:
             for task in unfinished:
                 task.cancel()
             await asyncio.gather(self._writer, return_exceptions=True)
-        left = len(self._queue) + self._in_flight
+        left = self._queued + self._in_flight
         if left:
             self.dropped += left
             self._queue.clear()
-            self._in_flight = 0
+            self._queued = self._in_flight = 0
             log.error("prediction_log_lost_at_shutdown", records=left)
         log.info("prediction_log_closed", **self.counts())
 
@@ -96,32 +123,42 @@ class PredictionLog:
                 if not self._closing:
                     await asyncio.sleep(_LINGER_S)
                 continue
-            batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
-            self._in_flight = len(batch)
+            batch = self._take()
             try:
                 await self._write(batch)
             except (RedisError, OSError, TimeoutError) as error:
                 self._queue.extendleft(reversed(batch))
+                self._queued += self._in_flight
                 self._in_flight = 0
                 if not pause:
-                    log.warning("prediction_log_stalled", error=str(error), queued=len(self._queue))
+                    log.warning("prediction_log_stalled", error=str(error), queued=self._queued)
                 pause = min(_LONGEST_PAUSE_S, max(0.05, pause * 2))
                 # While closing, every attempt counts: the time left is short.
                 await asyncio.sleep(min(pause, 0.2) if self._closing else pause)
             else:
-                self.written += len(batch)
+                self.written += self._in_flight
                 self._in_flight = 0
                 if pause:
-                    log.info("prediction_log_resumed", queued=len(self._queue))
+                    log.info("prediction_log_resumed", queued=self._queued)
                 pause = 0.0
+
+    def _take(self) -> list[LogEntry]:
+        """The oldest entries, some hundred records of them."""
+        batch: list[LogEntry] = []
+        self._in_flight = 0
+        while self._queue and self._in_flight < _BATCH:
+            entry = self._queue.popleft()
+            batch.append(entry)
+            self._in_flight += len(entry)
+        self._queued -= self._in_flight
+        return batch
 
     async def _write(self, batch: list[LogEntry]) -> None:
         # One transaction: a lost connection leaves all of the batch or nothing of it.
-        # orjson writes NaN as null, which is what PredictionRecord.features wants.
-        added = [
-            ("XADD", self._stream(entry.model), "*", "record", orjson.dumps(entry.record, option=orjson.OPT_SERIALIZE_NUMPY))
-            for entry in batch
-        ]
+        added: list[tuple[str | bytes, ...]] = []
+        for entry in batch:
+            stream = self._stream(entry.model)
+            added += [("XADD", stream, "*", "record", record) for record in entry.records()]
         *_, ids = await self._redis.execute([("MULTI",), *added, ("EXEC",)])
         for reply in ids:
             if isinstance(reply, Exception):

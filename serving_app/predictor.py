@@ -16,9 +16,6 @@ from serving_app.prediction_log import LogEntry, PredictionLog
 from serving_app.problems import FieldError, ProblemError, invalid_input, unavailable
 from serving_app.router import Choice, ModelRouter
 
-_NONE: tuple[str, ...] = ()
-_NO_SHORTFALLS: dict[str, str] = {}
-
 
 class Predictor:
     """Used from one event loop."""
@@ -65,56 +62,31 @@ class Predictor:
 
     def _tell(self, choice: Choice, request_id: str, parsed: ParsedInputs, scored: Scored, started: float) -> bytes:
         """The body of the answer; the same rows go to the prediction log."""
-        handle, variant, contract = choice.handle, choice.variant, choice.handle.contract
-        threshold, version = contract.threshold, handle.version
-        whole, start = scored.assembled, scored.start
-        names = handle.view_names
-        told: list[dict[str, Any]] = []
-        for i in range(parsed.rows):
-            row = start + i
-            p = scored.predictions[row]
-            told.append(
-                {
-                    "request_id": request_id,
-                    "input_index": i,
-                    "prediction": p,
-                    "decision": None if threshold is None else p >= threshold,
-                    "model_version": version,
-                    "variant": variant,
-                    "feature_ages_s": {name: ages[row] for name, ages in zip(names, whole.ages_s, strict=True)},
-                    "imputed": whole.imputed.get(row, _NONE),
-                    "shortfalls": whole.shortfalls.get(row, _NO_SHORTFALLS),
-                }
-            )
-        body = orjson.dumps({"model": handle.name, "version": version, "threshold": threshold, "predictions": told})
-        self._metrics.predictions.add(choice.labels, parsed.rows)
+        handle, variant = choice.handle, choice.variant
+        threshold, version, name = handle.contract.threshold, handle.version, handle.name
+        rows = scored.rows(handle.view_names)
+        told: list[dict[str, Any]] = [
+            {
+                "request_id": request_id,
+                **row,
+                "decision": None if threshold is None else row["prediction"] >= threshold,
+                "model_version": version,
+                "variant": variant,
+            }
+            for row in rows
+        ]
+        body = orjson.dumps({"model": name, "version": version, "threshold": threshold, "predictions": told})
+        self._metrics.predictions.add(choice.labels, len(rows))
         common = {
             "request_id": request_id,
             "requested_at": scored.requested_at,
-            "model": handle.name,
+            "model": name,
             "version": version,
             "variant": variant,
             "contract_digest": handle.digest,
             "latency_ms": round((time.perf_counter() - started) * 1000, 3),
         }
-        self._log.offer(
-            [
-                LogEntry(
-                    handle.name,
-                    {
-                        **common,
-                        "input_index": i,
-                        "inputs": parsed.received[i],
-                        "features": whole.matrix[start + i],
-                        "feature_ages_s": one["feature_ages_s"],
-                        "imputed": one["imputed"],
-                        "shortfalls": one["shortfalls"],
-                        "prediction": one["prediction"],
-                    },
-                )
-                for i, one in enumerate(told)
-            ]
-        )
+        self._log.offer(LogEntry(name, common, rows, parsed.received, scored.matrix))
         return body
 
 

@@ -13,7 +13,6 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 Labels = tuple[str, ...]
 
@@ -71,7 +70,7 @@ class TallyHistogram(Collector):
 
     def collect(self) -> Iterator[Metric]:
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
-        names = [floatToGoString(bound) for bound in (*self._bounds, float("inf"))]
+        names = [*map(str, self._bounds), "+Inf"]
         for labels, counts in self._counts.items():
             family.add_metric(labels, list(zip(names, np.cumsum(counts).tolist(), strict=True)), self._sums[labels])
         yield family

