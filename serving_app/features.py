@@ -18,7 +18,7 @@ from mlplatform.contracts import ContractFeature, ContractView, ServingContract
 from mlplatform.feature_store.codec import Block, JoinValue, empty_block, entity_part, entity_parts
 from mlplatform.feature_store.reader import CLOCK_TOLERANCE_US, Asked, ViewLayout
 from serving_app import request_functions
-from serving_app.inputs import Column, ParsedInputs
+from serving_app.inputs import Column, Given, ParsedInputs
 
 Floats = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.intp]
@@ -45,10 +45,13 @@ class Found:
 @dataclass(frozen=True)
 class KeyPlan:
     """The distinct reads of a batch: `asked[i]` of the plan's view i, and where each row finds its own: `rows[i]` of shape
-    (n,), -1 for a row without a key."""
+    (n,), -1 for a row without a key. `given` are the features that stood in the requests; `spared[i]` marks the rows for which
+    view i is not looked at because of them."""
 
     asked: list[Asked]
     rows: list[Positions]
+    given: Given | None = None
+    spared: list[npt.NDArray[np.bool_]] = field(default_factory=list)
 
 
 @dataclass
@@ -78,6 +81,8 @@ class _ViewPlan:
     # Columns of the view that the model takes, and where they go.
     source: Positions
     target: Positions
+    # The model's features that follow from the view: its own, and those of functions that take from it.
+    dependents: Positions
 
 
 class FeaturePlan:
@@ -111,7 +116,13 @@ class FeaturePlan:
             bool(np.isnan(defaults).all()),
             np.array([position[column] for _, column in taken], dtype=np.intp),
             np.array([i for i, _ in taken], dtype=np.intp),
+            self._dependents(view, features),
         )
+
+    def _dependents(self, view: ContractView, features: tuple[ContractFeature, ...]) -> Positions:
+        names = {text for name in view.features for text in (name, f"{view.name}__{name}")}
+        paths = {function.path for function, _ in self._functions if names & set(function.inputs)}
+        return np.array([i for i, f in enumerate(features) if f.source == view.name or f.source in paths], dtype=np.intp)
 
     def _other_features(self, contract: ServingContract) -> tuple[list[tuple[int, str, str]], list[tuple[int, str, dict[str, int]]]]:
         """(position, function or '', column) of numeric request features; (position, field, code per category) of categories."""
@@ -172,13 +183,20 @@ class FeaturePlan:
         for name in {key for plan in self._views for key in plan.layout.join_keys}:
             values[name] = batches[0].values[name] if len(batches) == 1 else [v for batch in batches for v in batch.values[name]]
         rows = sum(batch.rows for batch in batches)
+        given = _together(batches, self._width) if any(batch.given is not None for batch in batches) else None
         asked: list[Asked] = []
         positions: list[Positions] = []
+        spared: list[npt.NDArray[np.bool_]] = []
         for plan in self._views:
-            entities, places = _distinct(plan.layout, [values[name] for name in plan.layout.join_keys], rows)
+            keys = [values[name] for name in plan.layout.join_keys]
+            if given is not None:
+                free = given.mask[:, plan.dependents].all(axis=1) & bool(len(plan.dependents))
+                spared.append(free)
+                keys = [[None if away else v for v, away in zip(column, free.tolist(), strict=True)] for column in keys]
+            entities, places = _distinct(plan.layout, keys, rows)
             asked.append((plan.layout, entities))
             positions.append(places)
-        return KeyPlan(asked, positions)
+        return KeyPlan(asked, positions, given, spared)
 
     def assemble(self, columns: Mapping[str, Column], plan: KeyPlan, found: Sequence[Found], now_us: int) -> Assembled:
         """The feature matrix. `columns` has the plan's `fields`, `found` one entry for each view; `now_us` UTC microseconds."""
@@ -186,8 +204,8 @@ class FeaturePlan:
         at_us = _moment(found, now_us)
         out = Assembled(at_us, np.full((rows, self._width), np.nan), [])
         stored: dict[str, Floats] = {}
-        for view, positions, looked in zip(self._views, plan.rows, found, strict=True):
-            picked = _take_view(out, view, positions, looked)
+        for i, (view, positions, looked) in enumerate(zip(self._views, plan.rows, found, strict=True)):
+            picked = _take_view(out, view, positions, looked, plan.spared[i] if plan.spared else None)
             stored[view.view.name] = picked
             out.matrix[:, view.target] = picked[:, view.source]
         given = dict(columns) | {name: stored[view][:, i] for name, (view, i) in self._function_views.items()}
@@ -196,6 +214,8 @@ class FeaturePlan:
             out.matrix[:, i] = computed[path, name] if path else columns[name]
         for i, name, codes in self._encoded:
             out.matrix[:, i] = [codes.get(_category(v), math.nan) for v in columns[name].tolist()]
+        if plan.given is not None:
+            np.copyto(out.matrix, plan.given.values, where=plan.given.mask)
         return out
 
     def _run_functions(self, given: Mapping[str, Column], rows: int) -> dict[tuple[str, str], Floats]:
@@ -218,6 +238,14 @@ class FeaturePlan:
 def _category(value: Any) -> str:
     # Trained on text: 7 and 7.0 are the category "7".
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _together(batches: Sequence[ParsedInputs], width: int) -> Given:
+    """The given features of all rows of a batch, where some requests gave some."""
+    shapes = [(batch.rows, width) for batch in batches]
+    values = [np.full(shape, np.nan) if b.given is None else b.given.values for b, shape in zip(batches, shapes, strict=True)]
+    masks = [np.zeros(shape, np.bool_) if b.given is None else b.given.mask for b, shape in zip(batches, shapes, strict=True)]
+    return Given(np.concatenate(values), np.concatenate(masks))
 
 
 def _distinct(layout: ViewLayout, keys: list[list[JoinValue | None]], rows: int) -> tuple[list[bytes], Positions]:
@@ -253,7 +281,7 @@ def _moment(found: Sequence[Found], now_us: int) -> int:
     return latest
 
 
-def _take_view(out: Assembled, plan: _ViewPlan, positions: Positions, found: Found) -> Floats:
+def _take_view(out: Assembled, plan: _ViewPlan, positions: Positions, found: Found, spared: npt.NDArray[np.bool_] | None) -> Floats:
     """The view's values for each row, float64 (rows, features of the view); writes ages, shortfalls and what was replaced."""
     block = found.block
     future = (block.event_us > out.at_us) | (block.created_us > out.at_us)
@@ -275,7 +303,10 @@ def _take_view(out: Assembled, plan: _ViewPlan, positions: Positions, found: Fou
     ]
     places = positions.tolist()
     out.ages_s.append([ages[place] if place >= 0 else None for place in places])
+    untold = np.zeros(len(places), np.bool_) if spared is None else spared
     for row, place in enumerate(places):
+        if untold[row]:
+            continue
         if (reason := why[place] if place >= 0 else "missing") is not None:
             _tell(out, plan.view, row, reason)
     return padded[positions]

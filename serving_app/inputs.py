@@ -16,6 +16,8 @@ from mlplatform.contracts import ContractField, ServingContract
 from serving_app.problems import FieldError, invalid_input
 
 Column = npt.NDArray[Any]
+GIVEN = "features"  # the key of an input under which features may be given instead of looked up or computed
+_NOTHING: Mapping[str, Any] = {}
 MAX_ERRORS = 100  # a body of a thousand bad rows is answered with the first hundred faults
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -136,18 +138,29 @@ def _column(values: list[Any], dtype: str) -> Column:
 
 
 @dataclass(frozen=True)
+class Given:
+    """Features that stood in the request: `values` float64 and `mask` of shape (rows, features), in the contract's order."""
+
+    values: npt.NDArray[np.float64]
+    mask: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class ParsedInputs:
     """Checked inputs: `received` as sent, `values` per field in input order (timestamps as microseconds)."""
 
     received: list[dict[str, Any]]
     values: dict[str, list[Any]]
     rows: int
+    given: Given | None = None
 
 
 class InputParser:
-    """Checks inputs against one contract. Built once per model version."""
+    """Checks inputs against one contract. Built once per model version. Raises ValueError where the contract names no usable fields."""
 
     def __init__(self, contract: ServingContract) -> None:
+        if any(f.name == GIVEN for f in contract.fields):
+            raise ValueError(f"a request field may not be called '{GIVEN}': features given in a request stand under it")
         self._asked = tuple(f for f in contract.fields if f.constant is None)
         self._constants = {f.name: f for f in contract.fields if f.constant is not None}
         self._dtypes = {f.name: f.dtype for f in contract.fields}
@@ -155,6 +168,10 @@ class InputParser:
         self._plan = tuple((f.name, f, _PARSERS[f.dtype], *_limits(f)) for f in self._asked)
         # A constant is declared as text whatever its type; it is parsed once, here, so that a bad one refuses the version.
         self._filled = {name: _constant_value(f) for name, f in self._constants.items()}
+        self._features = {f.name: (i, f.categories) for i, f in enumerate(contract.features)}
+        self._dependents = field_dependents(contract)
+        # Stands in where a field was left out because nothing that follows from it is used.
+        self._examples = {f.name: _PARSERS[f.dtype](f.example, f) for f in self._asked}
 
     def parse(self, inputs: object, rows_limit: int) -> ParsedInputs:
         """`inputs` is what stood in the body. Raises a 422 problem that names input and field."""
@@ -163,11 +180,12 @@ class InputParser:
         if len(inputs) > rows_limit:
             raise invalid_input([FieldError(f"at most {rows_limit} inputs are taken in one request, got {len(inputs)}", field="inputs")])
         values = self._parse_columns(inputs) if len(inputs) >= _MANY else None
+        given = None
         if values is None:
-            values = self._parse_rows(inputs)
+            values, given = self._parse_rows(inputs)
         for name, value in self._filled.items():
             values[name] = [value] * len(inputs)
-        return ParsedInputs(inputs, values, len(inputs))
+        return ParsedInputs(inputs, values, len(inputs), given)
 
     def _parse_columns(self, inputs: list[Any]) -> dict[str, list[Any]] | None:
         """Plain inputs, where each field is there in its JSON type and within its bounds; None where a closer look is needed."""
@@ -193,18 +211,51 @@ class InputParser:
             values[name] = column
         return values
 
-    def _parse_rows(self, inputs: list[Any]) -> dict[str, list[Any]]:
+    def _parse_rows(self, inputs: list[Any]) -> tuple[dict[str, list[Any]], Given | None]:
         errors: list[FieldError] = []
         values: dict[str, list[Any]] = {name: [] for name in self._names}
+        given: Given | None = None
         for index, row in enumerate(inputs):
-            self._parse_row(index, row, values, errors)
+            if isinstance(row, dict) and GIVEN in row:
+                if given is None:
+                    shape = (len(inputs), len(self._features))
+                    given = Given(np.full(shape, np.nan), np.zeros(shape, np.bool_))
+                self._parse_given(index, row, values, given, errors)
+            else:
+                self._parse_row(index, row, values, errors)
             if len(errors) >= MAX_ERRORS:
                 break
         if errors:
             raise invalid_input(errors[:MAX_ERRORS])
-        return values
+        return values, given
 
-    def _parse_row(self, index: int, row: object, values: dict[str, list[Any]], errors: list[FieldError]) -> None:
+    def _parse_given(self, index: int, row: dict[str, Any], values: dict[str, list[Any]], given: Given, errors: list[FieldError]) -> None:
+        """An input that brings features along: fields that only they would need may be left out."""
+        features = row[GIVEN]
+        if not isinstance(features, dict):
+            errors.append(FieldError("must be an object of feature names and numbers", input=index, field=GIVEN))
+            return
+        for name, value in features.items():
+            known = self._features.get(name)
+            if known is None:
+                errors.append(FieldError("is not a feature of this model", input=index, field=f"{GIVEN}.{name[:64]}"))
+                continue
+            try:
+                given.values[index, known[0]] = _feature(value, known[1])
+            except FieldFaultError as fault:
+                errors.append(FieldError(str(fault), input=index, field=f"{GIVEN}.{name}"))
+            given.mask[index, known[0]] = True
+        spared = {
+            name: self._examples[name]
+            for name in self._names
+            if row.get(name) is None and (needed := self._dependents[name]) and given.mask[index, list(needed)].all()
+        }
+        rest = {name: value for name, value in row.items() if name != GIVEN and name not in spared}
+        self._parse_row(index, rest, values, errors, spared)
+
+    def _parse_row(
+        self, index: int, row: object, values: dict[str, list[Any]], errors: list[FieldError], spared: Mapping[str, Any] = _NOTHING
+    ) -> None:
         if not isinstance(row, dict):
             errors.append(FieldError("must be an object with the model's fields", input=index))
             return
@@ -217,6 +268,9 @@ class InputParser:
                 continue
             known += name in row
             if value is None:
+                if name in spared:
+                    values[name].append(spared[name])
+                    continue
                 if field.required:
                     errors.append(FieldError("is required" if name not in row else "must not be null", input=index, field=name))
                 values[name].append(None)
@@ -238,6 +292,39 @@ class InputParser:
             )
             for name in names
         }
+
+
+def field_dependents(contract: ServingContract) -> dict[str, frozenset[int]]:
+    """For each request field the positions of the features that follow from it, by itself, by a function or as a join key."""
+    joined = {v.name: set(v.join_keys) for v in contract.views}
+    held: dict[str, set[str]] = {}
+    for view in contract.views:
+        for name in view.features:
+            for text in (name, f"{view.name}__{name}"):
+                held.setdefault(text, set()).add(view.name)
+    taken: dict[str, set[str]] = {}
+    for function in contract.functions:
+        views = {view for name in function.inputs for view in held.get(name, ())}
+        taken[function.path] = set(function.inputs) | {key for view in views for key in joined[view]}
+    found: dict[str, set[int]] = {f.name: set() for f in contract.fields}
+    for i, feature in enumerate(contract.features):
+        needed = joined.get(feature.source, set()) if feature.kind == "view" else taken.get(feature.source, {feature.column})
+        for name in needed & found.keys():
+            found[name].add(i)
+    return {name: frozenset(places) for name, places in found.items()}
+
+
+def _feature(value: object, categories: tuple[str, ...] | None) -> float:
+    """A feature given in a request: a number, null for a missing one, or the text of a category (missing where unknown)."""
+    if value is None:
+        return math.nan
+    if isinstance(value, str) and categories is not None:
+        return float(categories.index(value)) if value in categories else math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise FieldFaultError("must be a number or null" if categories is None else "must be a category, its number or null")
+    if not math.isfinite(value) or abs(value) > _FLOAT32_MAX:
+        raise FieldFaultError("must be a finite number")
+    return float(value)
 
 
 def _constant_value(field: ContractField) -> Any:
