@@ -33,6 +33,7 @@ class StreamMetrics:
         self.behind = Gauge(name + "lag_seconds", "Between the newest entry of a stream and the last one read", registry=registry)
         self.freshness = Gauge(name + "freshness_seconds", "Platform clock minus the view's newest row", ["view"], registry=registry)
         self.connected = Gauge(name + "connected", "1 while streams, tables and Redis answer", registry=registry)
+        self.leads = Gauge(name + "leads", "1 while this worker holds the lease, 0 while it stands by", registry=registry)
         self.starts = Counter(name + "starts", "How often the state was built from the tables", registry=registry)
         self._told: dict[tuple[str, str], int] = {}
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -22,6 +23,7 @@ from deltalake.exceptions import DeltaError
 from redis.exceptions import RedisError
 
 from mlplatform.clients.lake import Lake, MissingTableError
+from mlplatform.clients.lease import Lease, LeaseHeldError, LeaseLostError
 from mlplatform.clients.stream import StreamError
 from mlplatform.clock import Clock, clock_from
 from mlplatform.feature_store.codec import SchemaMismatchError
@@ -33,7 +35,7 @@ from mlplatform.features.stream_view import ViewState
 from mlplatform.ingestion.arrival import partition_days, stream_order
 from mlplatform.orchestration.feature_tables import STREAMED
 from mlplatform.orchestration.stream_inputs import Batch, StreamInputs
-from mlplatform.orchestration.stream_metrics import StreamMetrics
+from mlplatform.orchestration.stream_metrics import HOST, StreamMetrics
 from mlplatform.orchestration.stream_outputs import ViewOutput
 from mlplatform.records import DayRange
 from mlplatform.settings import Settings
@@ -46,6 +48,13 @@ LANDING = timedelta(hours=1)
 HOLD_S = 5.0  # how long ticks wait for the end of a stream that does not end
 CARE_EVERY_S = 60.0  # forgetting, references, what came too late
 RETRY_S = (0.5, 10.0)  # first and longest wait for what is away
+STAND_BY_S = 0.5  # how often a worker that waits for the lease asks for it
+
+# In the online store: of the workers that write there, one works.
+LEASE = "mlplatform:stream:worker"
+
+# What a worker waits for: it comes back by itself, or a new start mends it.
+AWAY = (LeaseLostError, StaleStateError, StreamError, RedisError, SchemaMismatchError, MissingTableError, DeltaError, OSError)
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,8 @@ class StreamOptions:
     """`lateness`: how long after its time an event still restates rows. `keep`: how long rows wait for others of their group.
 
     `interval_s`: seconds from one round to the next. `limit`: entries of a stream a round. `days`: per source the days an
-    event may lie on at a time, as ingestion has them; None: any.
+    event may lie on at a time, as ingestion has them; None: any. `lease_s`: after so long without a sign of life another
+    worker takes over.
     """
 
     lateness: timedelta = timedelta(days=1)
@@ -61,6 +71,7 @@ class StreamOptions:
     interval_s: float = 0.25
     limit: int = 20_000
     days: Callable[[str, datetime], DayRange] | None = None
+    lease_s: float = 6.0
 
 
 class NothingToStreamError(ValueError):
@@ -95,17 +106,26 @@ class Worker:
         self.inputs = StreamInputs(settings, self.lake, sources, plans, self.options.lateness, self.options.keep, self.options.days)
         self.outputs = {plan.name: ViewOutput(self.lake, self.online, plan) for plan in plans}
         self.states: dict[str, ViewState] = {}
+        self.lease = Lease(self.online, LEASE, self.options.lease_s)
+        self._number = 0  # of the lease under which the state was built
+        self._behind: str | None = None  # the holder this worker waits for
         self._waiting_since: float | None = None
         self._cared = 0.0
 
     def close(self) -> None:
+        with suppress(RedisError):  # then it runs out
+            self.lease.release()
         self.inputs.close()
         self.online.close()
 
     # --- starting ---
 
     def start(self) -> None:
-        """Builds the state and writes what is missing in the tables. Raises StreamError, RedisError, MissingTableError."""
+        """Builds the state and writes what is missing in the tables.
+
+        Raises LeaseHeldError, LeaseLostError, StreamError, RedisError, MissingTableError.
+        """
+        self._number = self.lease.take()
         began, now = time.monotonic(), self.clock.now()
         self.states = {}
         # From where rows may be missing: what was late when the last row was written, and what came too late since.
@@ -117,7 +137,9 @@ class Worker:
             states[name] = ViewState(output.plan, since_epoch(since[name]))
             rows = states[name].advance(changes.pop(name, None), since_epoch(now)).rows
             states[name].warm(since_epoch(now))
+            self.lease.check()
             appended += output.settle(rows, since[name], now, self._metadata(now))
+            self.lease.check()
             output.publish(now)
         self.states = states
         self.metrics.starts.inc()
@@ -128,9 +150,9 @@ class Worker:
     # --- one round ---
 
     def step(self) -> Batch:
-        """Reads what has come and writes the rows that are due. Raises StreamError with nothing taken in."""
-        if not self.states:
-            self.start()
+        """Reads what has come and writes the rows that are due. Raises StreamError and LeaseHeldError with nothing taken in."""
+        if self.lease.take() != self._number or not self.states:
+            self.start()  # whoever held the lease in between wrote too
         now = self.clock.now()  # before reading: what happened by then and was published is read below
         horizon = since_epoch(self._horizon(now))
         try:
@@ -143,6 +165,7 @@ class Worker:
             self.states = {}
             raise
         for output in self.outputs.values():
+            self.lease.check()
             output.publish(now)
         self._tell(batch, now)
         self._care()
@@ -155,6 +178,7 @@ class Worker:
             until = state.given if hold and not output.plan.event_triggered else since_epoch(now)
             emission = state.advance(batch.changes.get(name), until, horizon)
             if not emission.rows.is_empty():
+                self.lease.check()
                 self.metrics.rows.labels(name).inc(output.write(emission.rows, now, self._metadata(now)))
                 self.metrics.restated.labels(name).inc(emission.restated)
 
@@ -203,19 +227,44 @@ class Worker:
             began = time.monotonic()
             try:
                 batch = self.step()
-            except (StaleStateError, StreamError, RedisError, SchemaMismatchError, MissingTableError, DeltaError, OSError) as away:
+            except LeaseHeldError as held:
+                self._stand_by(held)
+                stop.wait(STAND_BY_S)
+                continue
+            except (
+                LeaseLostError,
+                StaleStateError,
+                StreamError,
+                RedisError,
+                SchemaMismatchError,
+                MissingTableError,
+                DeltaError,
+                OSError,
+            ) as away:
                 self.metrics.connected.set(0)
                 log.warning("waiting", reason=str(away) or type(away).__name__, seconds=patience)
                 stop.wait(patience)
                 patience = min(2 * patience, RETRY_S[1])
                 continue
-            self.metrics.connected.set(1)
+            self._at_work()
             patience = RETRY_S[0]
             if batch.entries:
                 log.debug("round", entries=batch.entries, drained=batch.drained, seconds=round(time.monotonic() - began, 3))
             if batch.drained:
                 stop.wait(max(0.0, self.options.interval_s - (time.monotonic() - began)))
         log.info("stopped", positions=self.inputs.positions, **_used())
+
+    def _stand_by(self, held: LeaseHeldError) -> None:
+        """Told once for each holder: it may last for weeks."""
+        self.metrics.leads.set(0)
+        if held.holder != self._behind:
+            self._behind = held.holder
+            log.warning("standing by", holder=held.holder, reason="another worker keeps these views; this one takes over when it ends")
+
+    def _at_work(self) -> None:
+        self.metrics.leads.set(1)
+        self.metrics.connected.set(1)
+        self._behind = None
 
 
 def _used() -> dict[str, float]:
@@ -262,6 +311,7 @@ def serve(worker: Worker, metrics_port: int | None) -> None:
         signal.signal(number, lambda *_: stop.set())
     if metrics_port is not None:
         worker.metrics.serve(metrics_port)
+        worker.lease.note = f"metrics on {HOST}:{metrics_port}"
     try:
         worker.run(stop)
     finally:
