@@ -8,11 +8,13 @@ locking", 2016), so what is written must be safe without it. The key stays after
 holder whose lease ran out learns whether anybody held it in between.
 """
 
+import json
 import os
 import secrets
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -63,7 +65,7 @@ class Holder:
     """Who holds a lease, or held it last where `left_s` is 0. `number` counts the holders so far."""
 
     name: str
-    note: str
+    note: Mapping[str, Any]
     number: int
     since: datetime
     left_s: float
@@ -78,14 +80,15 @@ def this_process() -> str:
 
 
 class Lease:
-    """One process's side of a lease of `ttl_s` seconds. `note`: what others should know of the holder.
+    """One process's side of a lease of `ttl_s` seconds. `note`: what others should know of the holder, JSON-able.
 
     A thread renews it three times as often as needed for as long as it is held, so that one long step does not lose it; a
     process that is halted or cut off from Redis does.
     """
 
-    def __init__(self, client: Client, key: str, ttl_s: float, note: str = "") -> None:
-        self.key, self.ttl_s, self.note = key, ttl_s, note
+    def __init__(self, client: Client, key: str, ttl_s: float) -> None:
+        self.key, self.ttl_s = key, ttl_s
+        self.note: Mapping[str, Any] = {}
         self.name = this_process()
         self._client = client
         self._token = secrets.token_hex(16)
@@ -120,7 +123,7 @@ class Lease:
 
     def _ask(self, *, renew: bool) -> int:
         asked = time.monotonic()  # before: the server counts from when it answered
-        arguments = (self._token, self.name, self.note, int(self.ttl_s * 1000), "1" if renew else "0")
+        arguments = (self._token, self.name, json.dumps(self.note), int(self.ttl_s * 1000), "1" if renew else "0")
         mine, told = cast(Any, self._client).eval(_TAKE, 1, self.key, *arguments)
         if not mine:
             self._until = float("-inf")
@@ -146,7 +149,7 @@ def holder_of(client: Client, key: str) -> Holder | None:
         return None
     left_ms = asker.eval(_LEFT_MS, 1, key)
     since = datetime.fromtimestamp(int(fields["since"]) / 1000, UTC)
-    return Holder(fields["holder"], fields["note"], int(fields["number"]), since, max(0.0, left_ms / 1000))
+    return Holder(fields["holder"], json.loads(fields["note"]), int(fields["number"]), since, max(0.0, left_ms / 1000))
 
 
 def _text(value: bytes | str) -> str:

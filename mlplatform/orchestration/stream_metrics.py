@@ -3,6 +3,7 @@
 Belongs here: names, help texts, setting values. Does not belong here: deciding anything.
 """
 
+import socket
 from collections.abc import Mapping
 from datetime import datetime
 
@@ -13,6 +14,23 @@ from mlplatform.orchestration.stream_inputs import Counts
 HOST = "127.0.0.1"
 # Seconds; the target is 2.
 _BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, float("inf"))
+
+
+class PortTakenError(OSError):
+    """Something else listens where the metrics should be told."""
+
+    def __init__(self, port: int, why: OSError) -> None:
+        super().__init__(f"the metrics cannot be told on {HOST}:{port}: {why.strerror or why}")
+
+
+def check_port(port: int) -> None:
+    """Raises PortTakenError where `serve` would now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as taken:
+            raise PortTakenError(port, taken) from taken
 
 
 class StreamMetrics:
@@ -38,7 +56,11 @@ class StreamMetrics:
         self._told: dict[tuple[str, str], int] = {}
 
     def serve(self, port: int) -> None:
-        start_http_server(port, addr=HOST, registry=self.registry)
+        """Raises PortTakenError."""
+        try:
+            start_http_server(port, addr=HOST, registry=self.registry)
+        except OSError as taken:
+            raise PortTakenError(port, taken) from taken
 
     def count(self, counts: Mapping[str, Counts]) -> None:
         for source, of in counts.items():

@@ -26,6 +26,7 @@ from mlplatform.clients.lake import Lake, MissingTableError
 from mlplatform.clients.lease import Lease, LeaseHeldError, LeaseLostError
 from mlplatform.clients.stream import StreamError
 from mlplatform.clock import Clock, clock_from
+from mlplatform.contracts import STREAM_LEASE
 from mlplatform.feature_store.codec import SchemaMismatchError
 from mlplatform.feature_store.commands import open_client
 from mlplatform.features.plan import ViewPlan, since_epoch
@@ -49,9 +50,6 @@ HOLD_S = 5.0  # how long ticks wait for the end of a stream that does not end
 CARE_EVERY_S = 60.0  # forgetting, references, what came too late
 RETRY_S = (0.5, 10.0)  # first and longest wait for what is away
 STAND_BY_S = 0.5  # how often a worker that waits for the lease asks for it
-
-# In the online store: of the workers that write there, one works.
-LEASE = "mlplatform:stream:worker"
 
 # What a worker waits for: it comes back by itself, or a new start mends it.
 AWAY = (LeaseLostError, StaleStateError, StreamError, RedisError, SchemaMismatchError, MissingTableError, DeltaError, OSError)
@@ -106,7 +104,7 @@ class Worker:
         self.inputs = StreamInputs(settings, self.lake, sources, plans, self.options.lateness, self.options.keep, self.options.days)
         self.outputs = {plan.name: ViewOutput(self.lake, self.online, plan) for plan in plans}
         self.states: dict[str, ViewState] = {}
-        self.lease = Lease(self.online, LEASE, self.options.lease_s)
+        self.lease = Lease(self.online, STREAM_LEASE, self.options.lease_s)
         self._number = 0  # of the lease under which the state was built
         self._behind: str | None = None  # the holder this worker waits for
         self._waiting_since: float | None = None
@@ -125,7 +123,7 @@ class Worker:
 
         Raises LeaseHeldError, LeaseLostError, StreamError, RedisError, MissingTableError.
         """
-        self._number = self.lease.take()
+        self._number = self._lead()
         began, now = time.monotonic(), self.clock.now()
         self.states = {}
         # From where rows may be missing: what was late when the last row was written, and what came too late since.
@@ -151,7 +149,7 @@ class Worker:
 
     def step(self) -> Batch:
         """Reads what has come and writes the rows that are due. Raises StreamError and LeaseHeldError with nothing taken in."""
-        if self.lease.take() != self._number or not self.states:
+        if self._lead() != self._number or not self.states:
             self.start()  # whoever held the lease in between wrote too
         now = self.clock.now()  # before reading: what happened by then and was published is read below
         horizon = since_epoch(self._horizon(now))
@@ -254,6 +252,11 @@ class Worker:
                 stop.wait(max(0.0, self.options.interval_s - (time.monotonic() - began)))
         log.info("stopped", positions=self.inputs.positions, **_used())
 
+    def _lead(self) -> int:
+        number = self.lease.take()
+        self.metrics.leads.set(1)
+        return number
+
     def _stand_by(self, held: LeaseHeldError) -> None:
         """Told once for each holder: it may last for weeks."""
         self.metrics.leads.set(0)
@@ -262,7 +265,6 @@ class Worker:
             log.warning("standing by", holder=held.holder, reason="another worker keeps these views; this one takes over when it ends")
 
     def _at_work(self) -> None:
-        self.metrics.leads.set(1)
         self.metrics.connected.set(1)
         self._behind = None
 
@@ -311,7 +313,7 @@ def serve(worker: Worker, metrics_port: int | None) -> None:
         signal.signal(number, lambda *_: stop.set())
     if metrics_port is not None:
         worker.metrics.serve(metrics_port)
-        worker.lease.note = f"metrics on {HOST}:{metrics_port}"
+        worker.lease.note = {"metrics": f"{HOST}:{metrics_port}"}
     try:
         worker.run(stop)
     finally:

@@ -31,8 +31,8 @@ def client(url: str) -> Iterator[r.Redis]:
 def lease(client: r.Redis) -> Iterator[Callable[..., Lease]]:
     made: list[Lease] = []
 
-    def make(ttl_s: float = 30.0, note: str = "") -> Lease:
-        made.append(Lease(client, KEY, ttl_s, note))
+    def make(ttl_s: float = 30.0) -> Lease:
+        made.append(Lease(client, KEY, ttl_s))
         return made[-1]
 
     yield make
@@ -52,7 +52,8 @@ def holder(client: r.Redis) -> Holder:
 
 
 def test_while_one_holds_it_another_is_refused_by_the_holders_name(lease, client):
-    first, second = lease(note="metrics on 127.0.0.1:9108"), lease()
+    first, second = lease(), lease()
+    first.note = {"metrics": "127.0.0.1:9108"}
     assert holder_of(client, KEY) is None
     assert first.take() == first.take() == 1
     first.check()
@@ -61,7 +62,7 @@ def test_while_one_holds_it_another_is_refused_by_the_holders_name(lease, client
     with pytest.raises(LeaseLostError):
         second.check()
     found = holder(client)
-    assert (found.name, found.note, found.number, found.holds) == (this_process(), "metrics on 127.0.0.1:9108", 1, True)
+    assert (found.name, found.note, found.number, found.holds) == (this_process(), {"metrics": "127.0.0.1:9108"}, 1, True)
     assert 0 < found.left_s <= 30
 
 

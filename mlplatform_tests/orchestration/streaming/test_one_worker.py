@@ -9,12 +9,13 @@ import structlog
 from redis import Redis
 
 from mlplatform.clients.lease import LeaseHeldError, LeaseLostError, holder_of, this_process
+from mlplatform.contracts import STREAM_LEASE
 from mlplatform.features.plan import ViewPlan
 from mlplatform.local.stream_kills import online_differences
 from mlplatform.local.stream_world import CLICKS, plans
 from mlplatform.orchestration.resources import Clients
 from mlplatform.orchestration.stream_outputs import ViewOutput
-from mlplatform.orchestration.streaming import LEASE, StreamOptions, Worker
+from mlplatform.orchestration.streaming import StreamOptions, Worker
 
 MINUTE = timedelta(minutes=1)
 LATENESS = timedelta(hours=2)
@@ -33,7 +34,7 @@ def second(clients: Clients, open_worker: Callable[..., Worker]) -> Any:
 
 def run_out(clients: Clients) -> None:
     """As if the holder had given no sign of life for long enough."""
-    clients.redis.hset(LEASE, "until", "1")
+    clients.redis.hset(STREAM_LEASE, "until", "1")
 
 
 def leads(worker: Worker) -> float | None:
@@ -112,7 +113,7 @@ def test_a_worker_that_ends_as_asked_leaves_the_lease_free(open_worker, second, 
     first.step()
     first.close()
     redis: Redis = clients.redis
-    left = holder_of(redis, LEASE)
+    left = holder_of(redis, STREAM_LEASE)
     assert left is not None
     assert (left.name, left.holds) == (this_process(), False)
     second.step()
