@@ -52,6 +52,8 @@ class StreamMetrics:
         self.freshness = Gauge(name + "freshness_seconds", "Platform clock minus the view's newest row", ["view"], registry=registry)
         self.connected = Gauge(name + "connected", "1 while streams, tables and Redis answer", registry=registry)
         self.leads = Gauge(name + "leads", "1 while this worker holds the lease, 0 while it stands by", registry=registry)
+        self.stopped = Gauge(name + "view_stopped", "1 while a fault of the view's own keeps it from going on", ["view"], registry=registry)
+        self.faults = Counter(name + "view_faults", "How often a fault of its own stopped the view", ["view"], registry=registry)
         self.starts = Counter(name + "starts", "How often the state was built from the tables", registry=registry)
         self._told: dict[tuple[str, str], int] = {}
 

@@ -13,29 +13,28 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import polars as pl
 import structlog
-from deltalake.exceptions import DeltaError
 from redis.exceptions import RedisError
 
-from mlplatform.clients.lake import Lake, MissingTableError
-from mlplatform.clients.lease import Lease, LeaseHeldError, LeaseLostError
+from mlplatform.clients.lake import Lake
+from mlplatform.clients.lease import Lease, LeaseHeldError
 from mlplatform.clients.stream import StreamError
 from mlplatform.clock import Clock, clock_from
 from mlplatform.contracts import STREAM_LEASE
-from mlplatform.feature_store.codec import SchemaMismatchError
 from mlplatform.feature_store.commands import open_client
 from mlplatform.features.plan import ViewPlan, since_epoch
 from mlplatform.features.stream_choice import reason_against
-from mlplatform.features.stream_entity import StaleStateError
 from mlplatform.features.stream_view import ViewState
 from mlplatform.ingestion.arrival import partition_days, stream_order
 from mlplatform.orchestration.feature_tables import STREAMED
-from mlplatform.orchestration.stream_inputs import Batch, StreamInputs
+from mlplatform.orchestration.stream_faults import AWAY, Stops
+from mlplatform.orchestration.stream_inputs import Batch, Changes, StreamInputs
 from mlplatform.orchestration.stream_metrics import HOST, StreamMetrics
 from mlplatform.orchestration.stream_outputs import ViewOutput
 from mlplatform.records import DayRange
@@ -48,11 +47,8 @@ log = structlog.get_logger(__name__)
 LANDING = timedelta(hours=1)
 HOLD_S = 5.0  # how long ticks wait for the end of a stream that does not end
 CARE_EVERY_S = 60.0  # forgetting, references, what came too late
-RETRY_S = (0.5, 10.0)  # first and longest wait for what is away
+WAIT_S = (0.5, 10.0)  # first and longest wait for what is away
 STAND_BY_S = 0.5  # how often a worker that waits for the lease asks for it
-
-# What a worker waits for: it comes back by itself, or a new start mends it.
-AWAY = (LeaseLostError, StaleStateError, StreamError, RedisError, SchemaMismatchError, MissingTableError, DeltaError, OSError)
 
 
 @dataclass(frozen=True)
@@ -103,7 +99,9 @@ class Worker:
         self.online = open_client(settings.online_redis_url, settings.online_cluster)
         self.inputs = StreamInputs(settings, self.lake, sources, plans, self.options.lateness, self.options.keep, self.options.days)
         self.outputs = {plan.name: ViewOutput(self.lake, self.online, plan) for plan in plans}
-        self.states: dict[str, ViewState] = {}
+        self.states: dict[str, ViewState] = {}  # of the views that are not stopped
+        self.stops = Stops(self.metrics)
+        self._started = False
         self.lease = Lease(self.online, STREAM_LEASE, self.options.lease_s)
         self._number = 0  # of the lease under which the state was built
         self._behind: str | None = None  # the holder this worker waits for
@@ -125,60 +123,96 @@ class Worker:
         """
         self._number = self._lead()
         began, now = time.monotonic(), self.clock.now()
-        self.states = {}
+        self._started, self.states = False, {}
         # From where rows may be missing: what was late when the last row was written, and what came too late since.
         last = {name: min(output.open(now) or now, self.inputs.missed_at or now, now) for name, output in self.outputs.items()}
         since = {name: moment - self.options.lateness - LANDING for name, moment in last.items()}
         changes = self.inputs.restore(min(since.values()), now, self.options.limit)
-        states, appended = {}, 0
-        for name, output in self.outputs.items():
-            states[name] = ViewState(output.plan, since_epoch(since[name]))
-            rows = states[name].advance(changes.pop(name, None), since_epoch(now)).rows
-            states[name].warm(since_epoch(now))
-            self.lease.check()
-            appended += output.settle(rows, since[name], now, self._metadata(now))
-            self.lease.check()
-            output.publish(now)
-        self.states = states
+        for name, fault in changes.faults.items():
+            self.stops.stop(name, fault)
+        appended = 0
+        for name in [name for name in self.outputs if name not in changes.faults]:
+            with self.stops.guard(name):
+                appended += self._begin(name, changes.events.pop(name, None), since[name], now)
+        self._started = True
         self.metrics.starts.inc()
         self.metrics.connected.set(1)
         seconds = round(time.monotonic() - began, 2)
-        log.info("started", views=list(self.outputs), positions=self.inputs.positions, appended=appended, seconds=seconds, **_used())
+        log.info("started", views=sorted(self.states), positions=self.inputs.positions, appended=appended, seconds=seconds, **_used())
+
+    def _begin(self, name: str, events: pl.DataFrame | None, since: datetime, now: datetime) -> int:
+        """A view's state from all its events; writes the rows from `since` on that are missing. Returns how many."""
+        output, state = self.outputs[name], ViewState(self.outputs[name].plan, since_epoch(since))
+        rows = state.advance(events, since_epoch(now)).rows
+        state.warm(since_epoch(now))
+        self.lease.check()
+        appended = output.settle(rows, since, now, self._metadata(now))
+        self.lease.check()
+        output.publish(now)
+        self.states[name] = state
+        self.stops.go_on(name)
+        return appended
 
     # --- one round ---
 
     def step(self) -> Batch:
         """Reads what has come and writes the rows that are due. Raises StreamError and LeaseHeldError with nothing taken in."""
-        if self._lead() != self._number or not self.states:
+        if self._lead() != self._number or not self._started:
             self.start()  # whoever held the lease in between wrote too
         now = self.clock.now()  # before reading: what happened by then and was published is read below
         horizon = since_epoch(self._horizon(now))
         try:
-            batch = self.inputs.read(now, self.options.limit)
-            self._emit(batch, now, horizon)
+            batch = self.inputs.read(now, self.options.limit, self.states)
+            hold = self._hold(batch)
+            self._emit(batch.changes, now, horizon, hold)
         except StreamError:
             raise
         except BaseException:
             # What was read may not be in the state, or the state be ahead of the tables: only a new start knows.
-            self.states = {}
+            self._started = False
             raise
-        for output in self.outputs.values():
-            self.lease.check()
-            output.publish(now)
+        for name in list(self.states):
+            with self._stopping(name):
+                self.lease.check()
+                self.outputs[name].publish(now)
+        if not hold:
+            self._take_up_again(now)
         self._tell(batch, now)
         self._care()
         return batch
 
-    def _emit(self, batch: Batch, now: datetime, horizon: int) -> None:
-        hold = self._hold(batch)
-        for name, output in self.outputs.items():
-            state = self.states[name]
-            until = state.given if hold and not output.plan.event_triggered else since_epoch(now)
-            emission = state.advance(batch.changes.get(name), until, horizon)
-            if not emission.rows.is_empty():
-                self.lease.check()
-                self.metrics.rows.labels(name).inc(output.write(emission.rows, now, self._metadata(now)))
-                self.metrics.restated.labels(name).inc(emission.restated)
+    def _emit(self, changes: Changes, now: datetime, horizon: int, hold: bool) -> None:
+        for name, fault in changes.faults.items():
+            self.stops.stop(name, fault)
+            del self.states[name]
+        for name, state in list(self.states.items()):
+            output = self.outputs[name]
+            with self._stopping(name):
+                until = state.given if hold and not output.plan.event_triggered else since_epoch(now)
+                emission = state.advance(changes.events.get(name), until, horizon)
+                if not emission.rows.is_empty():
+                    self.lease.check()
+                    self.metrics.rows.labels(name).inc(output.write(emission.rows, now, self._metadata(now)))
+                    self.metrics.restated.labels(name).inc(emission.restated)
+
+    @contextmanager
+    def _stopping(self, name: str) -> Iterator[None]:
+        """A fault of the view's own within stops the view: its state is no longer that of its events, so it is given up."""
+        with self.stops.guard(name):
+            yield
+        if name in self.stops:
+            del self.states[name]
+
+    def _take_up_again(self, now: datetime) -> None:
+        """Tries the stopped views whose wait is over, each as a start does: what it missed is found by comparison."""
+        for name in self.stops.due():
+            if self.inputs.missed:
+                self._started = False  # the other views do not hold these entries yet: only a new start is exact
+                return
+            output = self.outputs[name]
+            with self.stops.guard(name, everything=True):
+                since = min(output.open(now) or now, now) - self.options.lateness - LANDING
+                self._begin(name, self.inputs.restore_one(output.plan, since, now, self.options.limit), since, now)
 
     def _hold(self, batch: Batch) -> bool:
         """Whether ticks wait: entries of the time before them are still unread."""
@@ -202,6 +236,7 @@ class Worker:
         self.metrics.behind.set(0.0 if batch.drained else self.inputs.behind_s())
         for name, output in self.outputs.items():
             self.metrics.fresh(name, output.newest, now)
+        self.lease.note = {**self.lease.note, "stopped": dict(self.stops.reasons())}
         if batch.first_id is not None:
             self.metrics.latency.observe(time.time() - stream_order(batch.first_id)[0] / 1000)
 
@@ -214,13 +249,13 @@ class Worker:
         self.inputs.refresh_references()
         if self.inputs.missed and self.inputs.missed_have_landed():
             log.info("what came too late has landed: starting anew", positions=self.inputs.missed)
-            self.states = {}
+            self._started = False
 
     # --- going on ---
 
     def run(self, stop: threading.Event) -> None:
         """Rounds until `stop` is set; the round under way is finished. What does not answer is waited for and told."""
-        patience = RETRY_S[0]
+        patience = WAIT_S[0]
         while not stop.is_set():
             began = time.monotonic()
             try:
@@ -229,23 +264,14 @@ class Worker:
                 self._stand_by(held)
                 stop.wait(STAND_BY_S)
                 continue
-            except (
-                LeaseLostError,
-                StaleStateError,
-                StreamError,
-                RedisError,
-                SchemaMismatchError,
-                MissingTableError,
-                DeltaError,
-                OSError,
-            ) as away:
+            except (*AWAY, pl.exceptions.PolarsError) as away:  # Polars' own where an object store does not answer
                 self.metrics.connected.set(0)
                 log.warning("waiting", reason=str(away) or type(away).__name__, seconds=patience)
                 stop.wait(patience)
-                patience = min(2 * patience, RETRY_S[1])
+                patience = min(2 * patience, WAIT_S[1])
                 continue
             self._at_work()
-            patience = RETRY_S[0]
+            patience = WAIT_S[0]
             if batch.entries:
                 log.debug("round", entries=batch.entries, drained=batch.drained, seconds=round(time.monotonic() - began, 3))
             if batch.drained:
@@ -313,7 +339,7 @@ def serve(worker: Worker, metrics_port: int | None) -> None:
         signal.signal(number, lambda *_: stop.set())
     if metrics_port is not None:
         worker.metrics.serve(metrics_port)
-        worker.lease.note = {"metrics": f"{HOST}:{metrics_port}"}
+        worker.lease.note = {**worker.lease.note, "metrics": f"{HOST}:{metrics_port}"}
     try:
         worker.run(stop)
     finally:
