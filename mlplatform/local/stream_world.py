@@ -34,6 +34,7 @@ CLICKS = SourceSpec(
             Column(name="spent", dtype="float", minimum=0, maximum=10_000),
         ),
         key=("click_id",),
+        max_quarantine_share=0.5,  # corrections are frequent here, and the version corrected is set aside
     ),
 )
 

@@ -20,6 +20,7 @@ from mlplatform.clients.lease import LeaseHeldError, LeaseLostError
 from mlplatform.clients.stream import StreamError
 from mlplatform.feature_store.codec import SchemaMismatchError
 from mlplatform.features.stream_entity import StaleStateError
+from mlplatform.orchestration.stream_contract import ContractBreachError
 from mlplatform.orchestration.stream_metrics import StreamMetrics
 
 log = structlog.get_logger(__name__)
@@ -95,6 +96,8 @@ def _trace(fault: Exception) -> list[str]:
 
 
 def _mend(view: str, fault: Exception) -> str:
+    if isinstance(fault, ContractBreachError):
+        return "look at the quarantine of the source named: mend the source or its contract; nothing is lost"
     if isinstance(fault, SchemaMismatchError | TableSchemaError):
         return f"rebuild offline/{view} and online/{view} with the features now declared, or start the worker with those of the table"
     return f"mend the recipe of {view} and start the worker again, or mend its data: it is tried again by itself; nothing is lost"

@@ -6,6 +6,7 @@ Every entry is counted once: the raw table of a source holds the entries up to t
 is read from there on. The worker has its own position and no part in the consumer group of ingestion.
 """
 
+from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -19,6 +20,7 @@ from mlplatform.features.plan import ViewPlan
 from mlplatform.features.stream_changes import GroupRows, changed_events
 from mlplatform.ingestion.arrival import stamp, stream_id_of, stream_order, transaction_number
 from mlplatform.ingestion.stream import parse
+from mlplatform.orchestration.stream_contract import ContractWatch, Days, by_day
 from mlplatform.records import DayRange
 from mlplatform.settings import Settings
 from mlplatform.specs import SourceSpec, StreamReader
@@ -83,6 +85,7 @@ class _Judged:
     rows: pl.DataFrame
     quarantined: int = 0
     repeated: int = 0
+    days: Days = field(default_factory=Counter)
 
 
 @dataclass
@@ -117,6 +120,9 @@ class StreamInputs:
         self._families = [_Family(c, [p for p in plans if p.recipe.independent_by == c]) for c in columns]
         self._references: dict[str, tuple[int, pl.DataFrame]] = {}
         self._empty: dict[str, _Judged] = {}
+        self.contracts = ContractWatch(self.sources, lateness)
+        # A source of several families is counted in the first.
+        self._counted_in = {name: next(f.column for f in self._families if any(name in p.recipe.inputs for p in f.plans)) for name in names}
         self.positions: dict[str, str] = {}
         self.counts = {name: Counts() for name in names}
         # When the streams were last read to their end: whatever is read after that had not arrived by then.
@@ -149,12 +155,15 @@ class StreamInputs:
                 parts, entries = [*parts, read.rows.select(raw[name].columns)], read.entries
             raw[name] = pl.concat(parts)
         self.caught_up, self.missed, self.missed_at = now, {}, None
+        self.contracts.restart()
         changes = Changes()
         for family in self._families:
             names = sorted({name for plan in family.plans for name in plan.recipe.inputs})
-            after = {name: self._judged(name, raw[name]).rows for name in names}
+            after = {name: self._judged(name, raw[name]) for name in names}
+            for name in (name for name in names if self._counted_in[name] == family.column):
+                self.contracts.move(name, Counter(), after[name].days)
             for plans in _by_function(family.plans):
-                changes.compute(plans, {}, {name: after[name] for name in plans[0].recipe.inputs})
+                changes.compute(plans, {}, {name: after[name].rows for name in plans[0].recipe.inputs})
             family.rows = {name: self._held(family.column, name, raw[name], now) for name in names}
         return changes
 
@@ -226,6 +235,7 @@ class StreamInputs:
             for family in self._families:
                 for rows in family.rows.values():
                     rows.forget(self.caught_up - self._keep)
+            self.contracts.forget((self.caught_up - self._keep).date())
 
     def refresh_references(self) -> None:
         """Takes over newer versions of the tables that rows are judged by."""
@@ -288,6 +298,9 @@ class StreamInputs:
                     changes.compute(plans, {n: before[n].rows for n in inputs}, {n: after[n].rows for n in inputs})
             for name, rows in arrived.items():
                 family.rows[name].add(rows)
+                if self._counted_in[name] != family.column:
+                    continue
+                self.contracts.move(name, before[name].days, after[name].days)
                 self.counts[name].quarantined += after[name].quarantined - before[name].quarantined
                 self.counts[name].repeated += after[name].repeated - before[name].repeated
         return changes
@@ -298,7 +311,7 @@ class StreamInputs:
         if rows is None or rows.is_empty():
             return self._empty[name]
         result = split(rows, self.sources[name], self._reference_rows())
-        return _Judged(result.validated, result.summary.quarantined, result.summary.redelivered)
+        return _Judged(result.validated, result.summary.quarantined, result.summary.redelivered, by_day(result))
 
     def _referred(self) -> set[str]:
         return {reference.source for spec in self.sources.values() for reference in spec.contract.references}

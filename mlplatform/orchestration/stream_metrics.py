@@ -9,6 +9,7 @@ from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from mlplatform.orchestration.stream_contract import DayRows
 from mlplatform.orchestration.stream_inputs import Counts
 
 HOST = "127.0.0.1"
@@ -54,6 +55,11 @@ class StreamMetrics:
         self.leads = Gauge(name + "leads", "1 while this worker holds the lease, 0 while it stands by", registry=registry)
         self.stopped = Gauge(name + "view_stopped", "1 while a fault of the view's own keeps it from going on", ["view"], registry=registry)
         self.faults = Counter(name + "view_faults", "How often a fault of its own stopped the view", ["view"], registry=registry)
+        self.today = Gauge(
+            name + "contract_rows", "Rows of the platform's day by whether they keep the contract", ["source", "outcome"], registry=registry
+        )
+        self.share = Gauge(name + "contract_broken_share", "Share of the day's rows that do not", ["source"], registry=registry)
+        self.allowed = Gauge(name + "contract_allowed_share", "What the contract allows of it", ["source"], registry=registry)
         self.starts = Counter(name + "starts", "How often the state was built from the tables", registry=registry)
         self._told: dict[tuple[str, str], int] = {}
 
@@ -70,6 +76,12 @@ class StreamMetrics:
                 new = total - self._told.get((source, outcome), 0)
                 self._told[source, outcome] = total
                 self.entries.labels(source, outcome).inc(new)
+
+    def contract(self, source: str, today: DayRows, allowed: float) -> None:
+        self.today.labels(source, "kept").set(today.kept)
+        self.today.labels(source, "broken").set(today.broken)
+        self.share.labels(source).set(today.share)
+        self.allowed.labels(source).set(allowed)
 
     def fresh(self, view: str, newest: datetime | None, now: datetime) -> None:
         if newest is not None:

@@ -128,10 +128,11 @@ class Worker:
         last = {name: min(output.open(now) or now, self.inputs.missed_at or now, now) for name, output in self.outputs.items()}
         since = {name: moment - self.options.lateness - LANDING for name, moment in last.items()}
         changes = self.inputs.restore(min(since.values()), now, self.options.limit)
-        for name, fault in changes.faults.items():
+        faults = changes.faults | self._kept_back(now)
+        for name, fault in faults.items():
             self.stops.stop(name, fault)
         appended = 0
-        for name in [name for name in self.outputs if name not in changes.faults]:
+        for name in [name for name in self.outputs if name not in faults]:
             with self.stops.guard(name):
                 appended += self._begin(name, changes.events.pop(name, None), since[name], now)
         self._started = True
@@ -182,9 +183,10 @@ class Worker:
         return batch
 
     def _emit(self, changes: Changes, now: datetime, horizon: int, hold: bool) -> None:
-        for name, fault in changes.faults.items():
-            self.stops.stop(name, fault)
-            del self.states[name]
+        for name, fault in (self._kept_back(now) | changes.faults).items():
+            if name in self.states:
+                self.stops.stop(name, fault)
+                del self.states[name]
         for name, state in list(self.states.items()):
             output = self.outputs[name]
             with self._stopping(name):
@@ -194,6 +196,9 @@ class Worker:
                     self.lease.check()
                     self.metrics.rows.labels(name).inc(output.write(emission.rows, now, self._metadata(now)))
                     self.metrics.restated.labels(name).inc(emission.restated)
+
+    def _kept_back(self, now: datetime) -> dict[str, Exception]:
+        return self.inputs.contracts.kept_back([output.plan for output in self.outputs.values()], now)
 
     @contextmanager
     def _stopping(self, name: str) -> Iterator[None]:
@@ -205,12 +210,16 @@ class Worker:
 
     def _take_up_again(self, now: datetime) -> None:
         """Tries the stopped views whose wait is over, each as a start does: what it missed is found by comparison."""
-        for name in self.stops.due():
+        due = self.stops.due()
+        kept_back = self._kept_back(now) if due else {}
+        for name in due:
             if self.inputs.missed:
                 self._started = False  # the other views do not hold these entries yet: only a new start is exact
                 return
             output = self.outputs[name]
             with self.stops.guard(name, everything=True):
+                if name in kept_back:
+                    raise kept_back[name]
                 since = min(output.open(now) or now, now) - self.options.lateness - LANDING
                 self._begin(name, self.inputs.restore_one(output.plan, since, now, self.options.limit), since, now)
 
@@ -233,6 +242,8 @@ class Worker:
 
     def _tell(self, batch: Batch, now: datetime) -> None:
         self.metrics.count(self.inputs.counts)
+        for name, spec in self.inputs.sources.items():
+            self.metrics.contract(name, self.inputs.contracts.of(name, now.date()), spec.contract.max_quarantine_share)
         self.metrics.behind.set(0.0 if batch.drained else self.inputs.behind_s())
         for name, output in self.outputs.items():
             self.metrics.fresh(name, output.newest, now)
