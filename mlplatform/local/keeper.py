@@ -72,7 +72,11 @@ class Keeper:
 
     def _end_the_left_behind(self) -> None:
         """Children of the ended service would hold its port."""
-        for pid in _processes().group_members(os.getpgrp()):
+        # Run by path, this file is no part of the package: its neighbour is found beside it.
+        sys.path.append(str(Path(__file__).resolve().parent))
+        import processes  # type: ignore[import-not-found,unused-ignore]
+
+        for pid in processes.group_members(os.getpgrp()):
             if pid != os.getpid():
                 try:
                     os.kill(pid, signal.SIGKILL)
@@ -83,14 +87,6 @@ class Keeper:
         scratch = self._record.with_suffix(".tmp")
         scratch.write_text(json.dumps({"pid": pid, "restarts": self._restarts, "last_end": self._last, "wait_s": wait_s}))
         scratch.replace(self._record)
-
-
-def _processes():  # type: ignore[no-untyped-def]  # the module itself, found as below
-    # Run by path, this file is no part of the package: its neighbour is found beside it.
-    sys.path.append(str(Path(__file__).resolve().parent))
-    import processes  # type: ignore[import-not-found,unused-ignore]
-
-    return processes
 
 
 if __name__ == "__main__":
