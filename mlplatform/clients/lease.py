@@ -82,12 +82,13 @@ def this_process() -> str:
 class Lease:
     """One process's side of a lease of `ttl_s` seconds. `note`: what others should know of the holder, JSON-able.
 
-    A thread renews it three times as often as needed for as long as it is held, so that one long step does not lose it; a
-    process that is halted or cut off from Redis does.
+    A thread renews it three times as often as needed, so that one long step does not lose it; a process that is halted or cut
+    off from Redis does, and one that has neither taken nor checked it for `hung_s`. Once released it is not taken again.
     """
 
-    def __init__(self, client: Client, key: str, ttl_s: float) -> None:
-        self.key, self.ttl_s = key, ttl_s
+    def __init__(self, client: Client, key: str, ttl_s: float, hung_s: float = 900.0) -> None:
+        self.key, self.ttl_s, self.hung_s = key, ttl_s, hung_s
+        self._used = time.monotonic()
         self.note: Mapping[str, Any] = {}
         self.name = this_process()
         self._client = client
@@ -102,6 +103,7 @@ class Lease:
 
         Raises LeaseHeldError, RedisError.
         """
+        self._used = time.monotonic()
         self._number = self._ask(renew=False)
         if self._renewing is None:
             self._renewing = threading.Thread(target=self._renew, name=f"renew {self.key}", daemon=True)
@@ -110,7 +112,8 @@ class Lease:
 
     def check(self) -> None:
         """Raises LeaseLostError where somebody else may hold it by now. Asks nobody."""
-        if time.monotonic() >= self._until:
+        self._used = time.monotonic()
+        if self._used >= self._until:
             raise LeaseLostError(f"{self.key} is no longer this process's: it was not renewed for {self.ttl_s:g} s, or taken over")
 
     def release(self) -> None:
@@ -133,8 +136,8 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._ended.wait(self.ttl_s / 3):
-            if self._until == float("-inf"):
-                continue  # not held: taking it is `take`'s
+            if self._until == float("-inf") or time.monotonic() - self._used > self.hung_s:
+                continue  # not held: taking it is `take`'s; or nobody works under it
             try:
                 self._ask(renew=True)
             except (RedisError, OSError, LeaseHeldError):

@@ -71,10 +71,10 @@ class ContractWatch:
                     found.setdefault(source, []).append(f"{told}, allowed {contract.max_quarantine_share:.1%}")
         return {source: "; ".join(told) for source, told in found.items()}
 
-    def kept_back(self, plans: Sequence[ViewPlan], now: datetime) -> dict[str, Exception]:
+    def kept_back(self, plans: Sequence[ViewPlan], now: datetime) -> dict[str, BaseException]:
         """The views that may not be computed now, and why."""
         breaches = self.breaches(now)
-        found: dict[str, Exception] = {}
+        found: dict[str, BaseException] = {}
         for plan in plans if breaches else ():
             if told := [f"{source} breaks its contract, {breaches[source]}" for source in plan.recipe.inputs if source in breaches]:
                 found[plan.name] = ContractBreachError("; ".join(told))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import structlog
 from deltalake.exceptions import DeltaError
 from deltalake.exceptions import SchemaMismatchError as TableSchemaError
+from polars.exceptions import PanicException
 from redis.exceptions import RedisError
 
 from mlplatform.clients.lake import MissingTableError, TableMovedError
@@ -27,6 +28,9 @@ log = structlog.get_logger(__name__)
 
 # What a worker waits for as a whole: it comes back by itself, or a new start mends it.
 AWAY = (LeaseLostError, StaleStateError, StreamError, RedisError, MissingTableError, TableMovedError, DeltaError, OSError)
+
+# Whatever a recipe may raise; a panic of Polars is no Exception.
+VIEWS_OWN = (Exception, PanicException)
 
 # First and longest wait until a stopped view is tried again, which reads its raw tables; the fault of a view that has run
 # for longer than the longest wait is a new one.
@@ -55,12 +59,12 @@ class Stops:
             yield
         except (LeaseHeldError, LeaseLostError):
             raise
-        except Exception as fault:  # a recipe is anybody's code: whatever it raises must not take the other views along
+        except VIEWS_OWN as fault:  # a recipe is anybody's code: whatever it raises must not take the other views along
             if not everything and isinstance(fault, AWAY) and not isinstance(fault, TableSchemaError):
                 raise
             self.stop(view, fault)
 
-    def stop(self, view: str, fault: Exception) -> None:
+    def stop(self, view: str, fault: BaseException) -> None:
         """Tells it loudly; the view is due again after a wait that grows while the fault lasts."""
         now = time.monotonic()
         waited, since = self._waited.pop(view, (0.0, now))
@@ -90,12 +94,12 @@ class Stops:
         return {view: stopped.reason for view, stopped in self._stopped.items()}
 
 
-def _trace(fault: Exception) -> list[str]:
+def _trace(fault: BaseException) -> list[str]:
     """Where it arose, outermost first; without the values of variables, which may be anybody's data."""
     return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(fault.__traceback__)]
 
 
-def _mend(view: str, fault: Exception) -> str:
+def _mend(view: str, fault: BaseException) -> str:
     if isinstance(fault, ContractBreachError):
         return "look at the quarantine of the source named: mend the source or its contract; nothing is lost"
     if isinstance(fault, SchemaMismatchError | TableSchemaError):

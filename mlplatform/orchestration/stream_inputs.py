@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import cast
 
 import polars as pl
+from polars.exceptions import PanicException
 
 from mlplatform.clients.lake import DAY, Lake, MissingTableError
 from mlplatform.clients.stream import StreamClient, StreamError
@@ -45,13 +46,13 @@ class Changes:
     """Changed events by view, and what kept a view from having them: its recipe is its team's own code."""
 
     events: dict[str, pl.DataFrame] = field(default_factory=dict)
-    faults: dict[str, Exception] = field(default_factory=dict)
+    faults: dict[str, BaseException] = field(default_factory=dict)
 
     def compute(self, plans: Sequence[ViewPlan], before: Mapping[str, pl.DataFrame], after: Mapping[str, pl.DataFrame]) -> None:
         """`plans` share one function; where it, or what one of them asks of it, is at fault, each is computed by itself."""
         try:
             self.events |= changed_events(plans, before, after)
-        except Exception as fault:  # noqa: BLE001  # whatever a recipe raises is told as its view's fault, and stops no other
+        except (Exception, PanicException) as fault:  # noqa: BLE001  # whatever a recipe raises is its view's fault
             if len(plans) == 1:
                 self.faults[plans[0].name] = fault
                 return

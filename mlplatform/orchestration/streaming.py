@@ -197,7 +197,7 @@ class Worker:
                     self.metrics.rows.labels(name).inc(output.write(emission.rows, now, self._metadata(now)))
                     self.metrics.restated.labels(name).inc(emission.restated)
 
-    def _kept_back(self, now: datetime) -> dict[str, Exception]:
+    def _kept_back(self, now: datetime) -> dict[str, BaseException]:
         return self.inputs.contracts.kept_back([output.plan for output in self.outputs.values()], now)
 
     @contextmanager

@@ -31,8 +31,8 @@ def client(url: str) -> Iterator[r.Redis]:
 def lease(client: r.Redis) -> Iterator[Callable[..., Lease]]:
     made: list[Lease] = []
 
-    def make(ttl_s: float = 30.0) -> Lease:
-        made.append(Lease(client, KEY, ttl_s))
+    def make(ttl_s: float = 30.0, hung_s: float = 900.0) -> Lease:
+        made.append(Lease(client, KEY, ttl_s, hung_s))
         return made[-1]
 
     yield make
@@ -105,6 +105,15 @@ def test_a_long_step_does_not_lose_it(lease, client):
     first.check()
     with pytest.raises(LeaseHeldError):
         second.take()
+
+
+def test_a_holder_that_hangs_is_not_kept_alive_by_its_thread(lease, client):
+    first, second = lease(ttl_s=0.3, hung_s=0.2), lease()
+    first.take()
+    threading.Event().wait(1.0)
+    assert second.take() == 2
+    with pytest.raises(LeaseLostError):
+        first.check()
 
 
 def test_a_halted_holder_loses_it_by_its_own_clock_too(lease, monkeypatch):

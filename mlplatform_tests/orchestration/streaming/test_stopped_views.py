@@ -30,7 +30,7 @@ class Recipe:
     """A team's function that can be broken and mended while the worker runs."""
 
     def __init__(self) -> None:
-        self.fault: Exception | None = None
+        self.fault: BaseException | None = None
 
     def __call__(self, tables: Any) -> pl.DataFrame:
         if self.fault is not None:
@@ -71,6 +71,7 @@ FAULTS = [
     pl.exceptions.ColumnNotFoundError("spent"),
     KeyError("delay"),
     ZeroDivisionError(),
+    pl.exceptions.PanicException("index out of bounds"),
     OSError("a recipe may not read files, but this one does"),
 ]
 
