@@ -56,6 +56,8 @@ _MENDS = {
     "RedisError": "is the platform running? `mlplatform up`, or look with `mlplatform doctor`",
     "MissingTableError": "nothing is built yet: `mlplatform demo`, or materialize the asset in the Dagster UI",
     "ValidationError": "mend the MLPLATFORM_* variables named; `mlplatform doctor` lists them all",
+    "NothingBuiltError": "`mlplatform demo` or `mlplatform up` builds one there; or name the --home that is meant",
+    "PortTakenError": "take another --metrics-port, or end what listens there; `mlplatform status` shows a worker that runs",
     "QuestionError": "",
     "ModuleNotFoundError": "`make install`",
 }
@@ -168,6 +170,7 @@ def feast(context: typer.Context, home: Home = HERE) -> None:
 def status(home: Home = HERE, as_json: AsJson = False) -> None:
     """What runs where, what serves, and when each stage was last written."""
     from mlplatform.queries import status as ask
+    from mlplatform.queries_stream import told as streaming
 
     found = ask(home, _settings(home))
     if as_json:
@@ -181,6 +184,7 @@ def status(home: Home = HERE, as_json: AsJson = False) -> None:
         found["serving"] or [],
         empty="the prediction service does not answer" if found["serving"] is None else "no model is loaded",
     )
+    say(f"streaming worker  {streaming(found['stream'])}")
     table(
         "last written (wall time)",
         found["stages"] or [],

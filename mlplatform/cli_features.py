@@ -22,8 +22,10 @@ def features(
 ) -> None:
     """The declared feature views, or one of them with the distribution of its values."""
     from mlplatform import queries_features
+    from mlplatform.queries import built_home
 
-    settings = settings_of(home)
+    # What is declared can be looked at in a checkout without a platform; a home that is named is one.
+    settings = settings_of(home) if home == HERE else built_home(home)
     at = now(settings)
     if view is None:
         rows = queries_features.views(settings, at)

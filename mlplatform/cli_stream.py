@@ -4,27 +4,37 @@ Belongs here: options and printing. Does not belong here: any work of the worker
 command runs.
 """
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mlplatform.cli_options import HERE, Home
-from mlplatform.printing import table
+from mlplatform.printing import say, table
+
+if TYPE_CHECKING:
+    from mlplatform.settings import Settings
 
 
 def stream(
     metrics_port: Annotated[int | None, typer.Option(min=1, max=65_535, help="Serve Prometheus metrics on this loopback port.")] = None,
     list_only: Annotated[bool, typer.Option("--list", help="Say which views would be kept, and why not the others.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Say which worker keeps the views. Status 1 where none does.")] = False,
     home: Home = HERE,
 ) -> None:
     """Keep the windowed views up to date from their event streams, until stopped (SIGTERM ends the round under way)."""
+    from mlplatform.queries import built_home
+
+    settings = built_home(home)
+    if status:
+        raise typer.Exit(_tell_worker(settings))
+    if metrics_port is not None and not list_only:
+        from mlplatform.orchestration.stream_metrics import check_port
+
+        check_port(metrics_port)  # before the seconds that Feast takes
     # Before Feast, which at its import puts this library into multi-process mode for good.
     import prometheus_client  # noqa: F401
 
     from mlplatform.orchestration import streaming
-    from mlplatform.queries import use_home
-
-    settings = use_home(home)
 
     plans, sources = streaming.declared()
     chosen, against = streaming.choose(plans, sources)
@@ -33,6 +43,17 @@ def stream(
     table("streaming", rows, empty="no view is declared")
     if not list_only:
         streaming.serve(streaming.worker(settings, chosen, sources), metrics_port)
+
+
+def _tell_worker(settings: "Settings") -> int:
+    """Says who works. Returns 0 where somebody does, and all views are kept."""
+    from mlplatform.queries_stream import told, worker
+
+    found = worker(settings)
+    say(told(found))
+    for view, reason in found["stopped"].items() if found else ():
+        say(f"  {view}: {reason}")
+    return 0 if found and found["works"] and not found["stopped"] else 1
 
 
 def bench_stream(

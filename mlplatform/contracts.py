@@ -19,6 +19,7 @@ EVALUATION_TAG = "mlplatform.evaluation"  # model version tag: the evaluation as
 CONTRACT_FILE = "serving_contract.json"  # beside the model's files in the registry
 ONLINE_PROJECT = "flights"
 
+STREAM_LEASE = "mlplatform:stream:worker"  # in the online store: of the streaming workers that write there, one works
 MODELS_CHANNEL = "mlplatform:models"  # Redis pub/sub: the name of a model whose alias moved
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from mlplatform.addresses import without_password
-from mlplatform.local.service_state import State
+from mlplatform.local.service_state import State, kept
 from mlplatform.queries import fetch
+from mlplatform.queries_stream import told, worker
 from mlplatform.settings import Profile, Settings
 
 Level = Literal["ok", "warn", "fail"]
@@ -59,9 +60,13 @@ def services(patient: Patient) -> Iterator[Finding]:
         yield Finding("services", "warn", f"nothing runs under {patient.home}", _START)
         return
     for service in recorded:
+        log = patient.home / "logs" / f"{service.name}.log"
         if not service.running:
-            log = patient.home / "logs" / f"{service.name}.log"
-            yield Finding("services", "fail", f"{service.name} has ended; {log} tells why", "`make down`, then `make up`")
+            yield Finding("services", "fail", f"{service.name} has ended; {log} tells why", "`make up` starts it again, and nothing else")
+        elif (keeper := kept(patient.home, service.name)) is not None and keeper.last_end:
+            again = "runs again" if keeper.pid else f"is started again in {keeper.wait_s:g} s"
+            ended = f"{service.name} ended with {keeper.last_end} and {again} (restarts: {keeper.restarts})"
+            yield Finding("services", "warn" if keeper.pid else "fail", ended, f"{log} tells why")
     yield Finding("services", "ok", f"running: {', '.join(service.name for service in recorded if service.running)}")
 
 
@@ -143,6 +148,20 @@ def dagster(patient: Patient) -> Iterator[Finding]:
     yield _answers(
         patient, "dagster", patient.settings.dagster_url, "/server_info", "start it, or set MLPLATFORM_DAGSTER_URL to where it answers"
     )
+
+
+def stream(patient: Patient) -> Iterator[Finding]:
+    """Whether somebody keeps the streamed views, and all of them."""
+    if patient.settings.profile is Profile.LOCAL and not any(service.name == "stream" for service in patient.state.services):
+        yield Finding("stream", "warn", "the streaming worker was not started", "`make up`")
+        return
+    found = worker(patient.settings)
+    if found is None or not found["works"]:
+        yield patient.down("stream", told(found), "`make up`, or `mlplatform stream`; a worker that waits says in its log for what")
+        return
+    for view, reason in found["stopped"].items():
+        yield Finding("stream", "fail", f"view {view} is stopped: {reason}", "mend what it names; the worker tries again by itself")
+    yield Finding("stream", "ok", told(found))
 
 
 # --- stores and sources ----------------------------------------------------------------------------------------------
@@ -232,4 +251,14 @@ def _line(fault: Exception) -> str:
     return (str(fault).strip() or type(fault).__name__).splitlines()[0][:200]
 
 
-PLATFORM_CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (services, redis, mlflow, lake, feast, sources, serving, dagster)
+PLATFORM_CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
+    services,
+    redis,
+    mlflow,
+    lake,
+    feast,
+    sources,
+    serving,
+    dagster,
+    stream,
+)

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from mlplatform.clients.registry import Registry
+    from mlplatform.local.service_state import Service
     from mlplatform.records import LedgerEntry, ModelVersion
     from mlplatform.settings import Settings
 
@@ -30,6 +31,10 @@ _TIMEOUT_S = 2.0
 
 class QuestionError(LookupError):
     """The question has no answer; the message says why, and what to do."""
+
+
+class NothingBuiltError(LookupError):
+    """No platform was ever built under this home: most likely another one is meant."""
 
 
 def use_home(home: Path) -> "Settings":
@@ -49,6 +54,18 @@ def use_home(home: Path) -> "Settings":
         os.environ.setdefault(name, value)
     load_settings.cache_clear()
     return load_settings()
+
+
+def built_home(home: Path) -> "Settings":
+    """As `use_home`, for what makes no sense where no platform ever was. Raises `NothingBuiltError` there too.
+
+    A lake that lies elsewhere needs nothing under the home.
+    """
+    settings = use_home(home)
+    traces = [home / name for name in ("services.json", "environment.json", "clock.json", "lake")]
+    if "://" not in settings.lake_root and not Path(settings.lake_root).exists() and not any(trace.exists() for trace in traces):
+        raise NothingBuiltError(f"{home} holds no platform")
+    return settings
 
 
 def actor() -> str:
@@ -93,8 +110,9 @@ def status(home: Path, settings: "Settings") -> dict[str, Any]:
     """Services with addresses, the clock, what serves, and when each stage was last written."""
     from mlplatform.clock import clock_from
     from mlplatform.local.service_state import read_state
+    from mlplatform.queries_stream import worker
 
-    services = [{"service": s.name, "up": s.running, "url": s.url, "pid": s.pid} for s in read_state(home).services]
+    services = [_service(home, service) for service in read_state(home).services]
     simulated = settings.clock != "system"
     clock = None if simulated and not Path(settings.clock).is_file() else clock_from(settings.clock).now().isoformat()
     return {
@@ -104,7 +122,23 @@ def status(home: Path, settings: "Settings") -> dict[str, Any]:
         "services": services,
         "clock": {"now": clock, "simulated": simulated},
         "serving": _serving(settings.serving_url),
+        "stream": worker(settings),
         "stages": last_writes(settings.lake_root),
+    }
+
+
+def _service(home: Path, service: "Service") -> dict[str, Any]:
+    """`restarts`: how often it was started again by itself; None where nothing would."""
+    from mlplatform.local.service_state import kept
+
+    keeper = kept(home, service.name)
+    up = service.running and (keeper is None or keeper.pid != 0)
+    return {
+        "service": service.name,
+        "up": up,
+        "url": service.url,
+        "pid": service.pid if keeper is None else keeper.pid,
+        "restarts": None if keeper is None else keeper.restarts,
     }
 
 

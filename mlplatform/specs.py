@@ -187,7 +187,8 @@ class FeatureRecipe(Spec):
       window. "event": at each time an entity has an event; the cadence then says how often values are expected, for freshness.
     - `independent_by` names a column of every input such that `events(tables)` of all rows is, whatever the order, the union
       of `events(rows with one value of the column)` over its values: a streaming worker may compute one such group alone.
-    - `propagation` is how long after `created` a value may take until it is readable online; None: one cadence.
+    - `propagation` is how long after `created`, by the platform's clock, a value may take until it is readable online,
+      whoever writes it, a streaming worker or the assets; None: one cadence.
     """
 
     view: Name

@@ -24,7 +24,18 @@ from mlplatform.settings import load_settings
 
 CHECKS = [
     *("python", "packages", "home", "settings", "services", "redis", "mlflow", "lake", "feast"),
-    *("source reference", "source weather", "source events", "source archive", "serving", "dagster", "device", "chromium", "ports"),
+    *(
+        "source reference",
+        "source weather",
+        "source events",
+        "source archive",
+        "serving",
+        "dagster",
+        "stream",
+        "device",
+        "chromium",
+        "ports",
+    ),
 ]
 
 

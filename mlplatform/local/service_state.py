@@ -1,6 +1,6 @@
-"""`HOME/services.json`: which services run, for the next command to find.
+"""`HOME/services.json`: which services run, for the next command to find; beside each kept one what its keeper tells.
 
-Belongs here: the file, and ending what it lists. Does not belong here: starting (`supervisor`).
+Belongs here: the files, and ending what it lists. Does not belong here: starting (`supervisor`).
 """
 
 import json
@@ -33,6 +33,16 @@ class Service:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What a keeper has done: `pid` of the service itself (0 while it waits `wait_s` to start it again), `last_end` in words."""
+
+    pid: int
+    restarts: int
+    last_end: str
+    wait_s: float
+
+
+@dataclass(frozen=True)
 class State:
     """`supervisor` is (pid, start mark) of the command that ends the services when it ends; None once they are detached."""
 
@@ -42,6 +52,16 @@ class State:
     @property
     def supervised(self) -> bool:
         return self.supervisor is not None and start_mark(self.supervisor[0]) == self.supervisor[1]
+
+
+def kept_file(home: Path, name: str) -> Path:
+    return home / "logs" / f"{name}.kept.json"
+
+
+def kept(home: Path, name: str) -> Kept | None:
+    """What the keeper of a service has written; None for a service without one."""
+    file = kept_file(home, name)
+    return Kept(**json.loads(file.read_text())) if file.is_file() else None
 
 
 def _path(home: Path) -> Path:

@@ -187,6 +187,7 @@ def stream_worker(port: int | None = None) -> Launch:
         port=port,
         environment=QUIET,
         timeout_s=120,
+        restart=True,
     )
 
 

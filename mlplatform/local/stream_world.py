@@ -34,6 +34,7 @@ CLICKS = SourceSpec(
             Column(name="spent", dtype="float", minimum=0, maximum=10_000),
         ),
         key=("click_id",),
+        max_quarantine_share=0.5,  # corrections are frequent here, and the version corrected is set aside
     ),
 )
 
@@ -107,7 +108,10 @@ def main() -> None:
     settings = load_settings()
     lateness = timedelta(seconds=float(os.environ[LATENESS_S]))
     options = StreamOptions(
-        lateness=lateness, keep=2 * lateness, interval_s=float(os.environ.get("MLPLATFORM_STREAM_WORLD_INTERVAL_S", "0.1"))
+        lateness=lateness,
+        keep=2 * lateness,
+        interval_s=float(os.environ.get("MLPLATFORM_STREAM_WORLD_INTERVAL_S", "0.1")),
+        lease_s=0.5,  # a killed worker gives nothing back, and the next one is waited for
     )
     serve(Worker(settings, clock_from(settings.clock), plans(os.environ[WORLD]), {"clicks": CLICKS}, options), None)
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self, TypeAlias
 
-from mlplatform.local import watchdog
-from mlplatform.local.processes import start_mark
-from mlplatform.local.service_state import Service, State, end_waves, read_state, stop_recorded, write_state
+from mlplatform.local import keeper, watchdog
+from mlplatform.local.processes import end_groups, same_group_lives, start_mark
+from mlplatform.local.service_state import Kept, Service, State, end_waves, kept, kept_file, read_state, stop_recorded, write_state
 
 _LOG_TAIL_LINES = 30
 _PROBE_EVERY_S = 0.1
@@ -36,7 +36,8 @@ Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 class Launch:
     """How one service is started. `port` 0: it listens nowhere. `ready(log_text)` is asked until it says yes.
 
-    `url` is what others connect to. `environment` is added to the supervisor's own.
+    `url` is what others connect to. `environment` is added to the supervisor's own. With `restart` a keeper starts it again
+    whenever it ends, also after the command that started it has returned.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Launch:
     port: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float = 60.0
+    restart: bool = False
 
 
 class ServiceFailedError(RuntimeError):
@@ -74,10 +76,16 @@ class Supervisor:
     command still runs. SIGINT, SIGTERM and SIGHUP leave it as `SystemExit(128 + signal)`, so that `finally` blocks run;
     for a supervisor that is killed outright its watchdog does the work. After `detach()` the children stay.
     `environment` is given to every child.
+
+    With `adopt` what an earlier command left running stays and is left alone, also on leaving; `start_again` replaces those
+    of it that have ended.
     """
 
-    def __init__(self, home: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, home: Path, environment: Mapping[str, str] | None = None, *, adopt: bool = False) -> None:
         self.home = home.absolute()
+        self._adopt = adopt
+        self._found: tuple[Service, ...] = ()  # as an earlier command left them
+        self._adopted: tuple[Service, ...] = ()  # those of them that were not started again
         self.environment = dict(environment or {})
         self._lock = threading.Lock()
         self._running: dict[str, tuple[Service, subprocess.Popen[bytes]]] = {}
@@ -89,7 +97,10 @@ class Supervisor:
     def __enter__(self) -> Self:
         if read_state(self.home).supervised:
             raise HomeInUseError(f"another command runs its services under {self.home}: end it, or use another home")
-        stop_recorded(self.home)
+        if self._adopt:
+            self._found = self._adopted = read_state(self.home).services
+        else:
+            stop_recorded(self.home)
         reading, self._registry = os.pipe()
         self._watchdog = subprocess.Popen(
             [sys.executable, "-I", "-S", watchdog.__file__, "watch", str(reading)],
@@ -110,7 +121,7 @@ class Supervisor:
                 self.stop_all()
                 # Ends what a signal kept from being counted: every child made itself known to the watchdog first.
                 self._tell(watchdog.END)
-                write_state(self.home, State())
+                write_state(self.home, State(self._found))
         finally:
             os.close(self._registry)
             self._watchdog.wait()
@@ -145,6 +156,12 @@ class Supervisor:
         with ThreadPoolExecutor(max_workers=max(len(launches), 1), thread_name_prefix="start") as pool:
             return tuple(pool.map(self._start, launches, [self._waves] * len(launches)))
 
+    def start_again(self, ended: Service, launch: Launch) -> Service:
+        """Starts an adopted service that has ended, after what it left behind. Raises `ServiceFailedError`."""
+        if same_group_lives(ended.pgid, ended.started):
+            end_groups([ended.pgid])
+        return self._start(launch, ended.wave)
+
     def _start(self, launch: Launch, wave: int) -> Service:
         log = self.log_file(launch.name)
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -153,6 +170,7 @@ class Supervisor:
             process = self._spawn(launch, output.fileno())
             service = Service(launch.name, process.pid, process.pid, launch.port, launch.url, start_mark(process.pid) or "", wave)
             self._running[launch.name] = (service, process)
+            self._adopted = tuple(other for other in self._adopted if other.name != launch.name)
             self._record()
         self._await_ready(launch, process, log, offset)
         return service
@@ -162,8 +180,10 @@ class Supervisor:
             raise ValueError(f"the service '{launch.name}' was started already")
         if self._stopping:
             raise ServiceFailedError(f"'{launch.name}' is not started: the supervisor is stopping")
+        kept_by = [sys.executable, "-I", "-S", keeper.__file__, str(kept_file(self.home, launch.name))] if launch.restart else []
+        kept_file(self.home, launch.name).unlink(missing_ok=True)
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", watchdog.__file__, "run", str(self._registry), *launch.command],
+            [sys.executable, "-I", "-S", watchdog.__file__, "run", str(self._registry), *kept_by, *launch.command],
             env={name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
             | self.environment
             | dict(launch.environment),
@@ -176,16 +196,23 @@ class Supervisor:
 
     def _await_ready(self, launch: Launch, process: "subprocess.Popen[bytes]", log: Path, offset: int) -> None:
         deadline = time.monotonic() + launch.timeout_s
-        while process.poll() is None and time.monotonic() < deadline and not self._stopping:
+        while process.poll() is None and time.monotonic() < deadline and not self._stopping and not self._failing(launch):
             if launch.ready(_text_from(log, offset)):
                 return
             time.sleep(_PROBE_EVERY_S)
-        if process.poll() is not None:
+        if (failing := self._failing(launch)) is not None:
+            how = f"ended with {failing.last_end} before it was ready"
+        elif process.poll() is not None:
             how = f"ended with status {process.returncode} before it was ready"
         else:
             how = "was stopped while it started" if self._stopping else f"was not ready within {launch.timeout_s:.0f} s"
         tail = "\n".join(_text_from(log, offset).splitlines()[-_LOG_TAIL_LINES:])
         raise ServiceFailedError(f"the service '{launch.name}' {how}; the end of {log}:\n{tail}")
+
+    def _failing(self, launch: Launch) -> Kept | None:
+        """What its keeper tells of a service that has ended before it was ready: a keeper itself would try for ever."""
+        found = kept(self.home, launch.name) if launch.restart else None
+        return found if found is not None and found.last_end else None
 
     def stop(self, name: str, grace_s: float = 10.0) -> None:
         """Ends one service and everything it started."""
@@ -210,7 +237,8 @@ class Supervisor:
 
     def _record(self) -> None:
         supervisor = None if self._detached else (os.getpid(), start_mark(os.getpid()) or "")
-        write_state(self.home, State(tuple(service for service, _ in self._running.values()), supervisor))
+        services = (*self._adopted, *(service for service, _ in self._running.values()))
+        write_state(self.home, State(tuple(sorted(services, key=lambda service: service.wave)), supervisor))
 
     def detach(self) -> None:
         """Lets the children outlive this process; `stop_recorded(home)` ends them."""

@@ -10,13 +10,16 @@ from rich.console import Console
 
 from mlplatform.clock import SimulatedClock
 from mlplatform.local.profile import LocalPlatform
+from mlplatform.local.revive import revive
 from mlplatform.local.service_state import read_state, stop_recorded
 
 
 def run_up(home: Path, speed: float = 1.0) -> int:
     """Starts everything under `home` and returns with it running. A home without a model is built first, as the demo does.
 
-    The simulated clock goes on from where it stood, `speed` times as fast as the wall clock.
+    Where only some services have ended, these are started again; the others and the clock are left alone.
+
+    Otherwise the simulated clock goes on from where it stood, `speed` times as fast as the wall clock.
     """
     console = Console()
     services = read_state(home.absolute()).services
@@ -24,8 +27,12 @@ def run_up(home: Path, speed: float = 1.0) -> int:
     if services and not ended:
         console.print(f"Already running under {home} ({', '.join(s.name for s in services)}); `make down` stops it.")
         return 0
-    if ended:
-        console.print(f"Of the platform under {home}, {', '.join(ended)} has ended: starting all of it again.")
+    if len(ended) < len(services):
+        console.print(f"Of the platform under {home}, {', '.join(ended)} has ended: starting it again, nothing else.")
+        with console.status("starting the services"):
+            for service in revive(home):
+                console.print(f"  [bold]{service.name:<18}[/bold] {service.url}", highlight=False)
+        return 0
     if not (home / "lake" / "deployment").exists():
         console.print("Nothing is built yet: building January to August first, as `make demo` does.")
         return _build_and_keep(home, speed)

@@ -6,12 +6,14 @@ Every entry is counted once: the raw table of a source holds the entries up to t
 is read from there on. The worker has its own position and no part in the consumer group of ingestion.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import cast
 
 import polars as pl
+from polars.exceptions import PanicException
 
 from mlplatform.clients.lake import DAY, Lake, MissingTableError
 from mlplatform.clients.stream import StreamClient, StreamError
@@ -19,6 +21,7 @@ from mlplatform.features.plan import ViewPlan
 from mlplatform.features.stream_changes import GroupRows, changed_events
 from mlplatform.ingestion.arrival import stamp, stream_id_of, stream_order, transaction_number
 from mlplatform.ingestion.stream import parse
+from mlplatform.orchestration.stream_contract import ContractWatch, Days, by_day
 from mlplatform.records import DayRange
 from mlplatform.settings import Settings
 from mlplatform.specs import SourceSpec, StreamReader
@@ -39,11 +42,30 @@ class Counts:
 
 
 @dataclass
+class Changes:
+    """Changed events by view, and what kept a view from having them: its recipe is its team's own code."""
+
+    events: dict[str, pl.DataFrame] = field(default_factory=dict)
+    faults: dict[str, BaseException] = field(default_factory=dict)
+
+    def compute(self, plans: Sequence[ViewPlan], before: Mapping[str, pl.DataFrame], after: Mapping[str, pl.DataFrame]) -> None:
+        """`plans` share one function; where it, or what one of them asks of it, is at fault, each is computed by itself."""
+        try:
+            self.events |= changed_events(plans, before, after)
+        except (Exception, PanicException) as fault:  # noqa: BLE001  # whatever a recipe raises is its view's fault
+            if len(plans) == 1:
+                self.faults[plans[0].name] = fault
+                return
+            for plan in plans:
+                self.compute([plan], before, after)
+
+
+@dataclass
 class Batch:
-    """What one round of reading brought. `changes`: per view its changed events; `first_id`: the oldest entry's id."""
+    """What one round of reading brought. `changes`: of each view; `first_id`: the oldest entry's id."""
 
     entries: int
-    changes: Mapping[str, pl.DataFrame]
+    changes: Changes
     drained: bool
     first_id: str | None = None
 
@@ -64,6 +86,7 @@ class _Judged:
     rows: pl.DataFrame
     quarantined: int = 0
     repeated: int = 0
+    days: Days = field(default_factory=Counter)
 
 
 @dataclass
@@ -93,10 +116,14 @@ class StreamInputs:
         names = sorted({name for plan in plans for name in plan.recipe.inputs})
         self.sources = {name: judging(sources[name]) for name in names}
         self._clients = {name: StreamClient(settings.connection(self._reader(name).connection)) for name in names}
+        self._plans = tuple(plans)
         columns = dict.fromkeys(cast(str, plan.recipe.independent_by) for plan in plans)
         self._families = [_Family(c, [p for p in plans if p.recipe.independent_by == c]) for c in columns]
         self._references: dict[str, tuple[int, pl.DataFrame]] = {}
         self._empty: dict[str, _Judged] = {}
+        self.contracts = ContractWatch(self.sources, lateness)
+        # A source of several families is counted in the first.
+        self._counted_in = {name: next(f.column for f in self._families if any(name in p.recipe.inputs for p in f.plans)) for name in names}
         self.positions: dict[str, str] = {}
         self.counts = {name: Counts() for name in names}
         # When the streams were last read to their end: whatever is read after that had not arrived by then.
@@ -111,7 +138,7 @@ class StreamInputs:
 
     # --- restoring ---
 
-    def restore(self, since: datetime, now: datetime, limit: int) -> dict[str, pl.DataFrame]:
+    def restore(self, since: datetime, now: datetime, limit: int) -> Changes:
         """All events that rows from `since` on can need, from the raw tables and the streams to their end.
 
         Raises StreamError, and MissingTableError where rows are judged by a table that is not there yet.
@@ -120,36 +147,61 @@ class StreamInputs:
         for name, spec in self.sources.items():
             nothing = self._raw_frame(name, [], now)[0]
             self._empty[name] = _Judged(split(nothing, spec, self._reference_rows()).validated)
-        raw = {name: self._landed(name, since) for name in self.sources}
+        raw = {}
         for name in self.sources:
+            raw[name], self.positions[name] = self._landed(name, since, self._plans)
             parts, entries = [raw[name]], limit
             while entries == limit:
                 read = self._read(name, now, limit, None)
                 parts, entries = [*parts, read.rows.select(raw[name].columns)], read.entries
             raw[name] = pl.concat(parts)
         self.caught_up, self.missed, self.missed_at = now, {}, None
-        changes: dict[str, pl.DataFrame] = {}
+        self.contracts.restart()
+        changes = Changes()
         for family in self._families:
             names = sorted({name for plan in family.plans for name in plan.recipe.inputs})
-            after = {name: self._judged(name, raw[name]).rows for name in names}
+            after = {name: self._judged(name, raw[name]) for name in names}
+            for name in (name for name in names if self._counted_in[name] == family.column):
+                self.contracts.move(name, Counter(), after[name].days)
             for plans in _by_function(family.plans):
-                changes |= changed_events(plans, {}, {name: after[name] for name in plans[0].recipe.inputs})
+                changes.compute(plans, {}, {name: after[name].rows for name in plans[0].recipe.inputs})
             family.rows = {name: self._held(family.column, name, raw[name], now) for name in names}
         return changes
 
-    def _landed(self, name: str, since: datetime) -> pl.DataFrame:
-        """The raw rows from the longest lookback before `since` on, in the order they arrived; sets the stream's position."""
+    def restore_one(self, plan: ViewPlan, since: datetime, now: datetime, limit: int) -> pl.DataFrame:
+        """All events that rows of one view from `since` on can need, up to the positions where the other views stand.
+
+        Raises what the view's recipe raises, besides what `restore` does. Not for use while entries are `missed`.
+        """
+        after = {name: self._judged(name, self._up_to_now(name, plan, since, now, limit)).rows for name in plan.recipe.inputs}
+        return changed_events([plan], {}, after)[plan.name]
+
+    def _up_to_now(self, name: str, plan: ViewPlan, since: datetime, now: datetime, limit: int) -> pl.DataFrame:
+        """One source's rows up to its position, from the raw table and the stream; moves no position."""
+        rows, last = self._landed(name, since, [plan])
+        end, client, stream = stream_order(self.positions[name]), self._clients[name], self._reader(name).stream
+        parts = [_through(rows, end)]
+        while stream_order(last) < end:
+            entries = client.read_after(stream, last, limit)
+            known = [entry for entry in entries if stream_order(entry[0]) <= end]
+            parts.append(self._raw_frame(name, known, now)[0].select(rows.columns))
+            if len(known) < limit:
+                break
+            last = known[-1][0]
+        return pl.concat(parts)
+
+    def _landed(self, name: str, since: datetime, plans: Sequence[ViewPlan]) -> tuple[pl.DataFrame, str]:
+        """The raw rows from the longest lookback before `since` on, in the order they arrived; the id of the last entry landed."""
         key, reader = ("raw", name), self._reader(name)
         columns = self._raw_frame(name, [], since)[0].columns
         if not self._lake.exists(key):
-            self.positions[name] = START
-            return self._raw_frame(name, [], since)[0]
+            return self._raw_frame(name, [], since)[0], START
         version = self._lake.version(key)
         number = self._lake.table(key, version).transaction_version(f"stream:{reader.stream}")
-        self.positions[name] = (stream_id_of(number) if number is not None else None) or START
-        lookbacks = [p.recipe.inputs[name] + (p.hop or timedelta(0)) for f in self._families for p in f.plans if name in p.recipe.inputs]
+        last = (stream_id_of(number) if number is not None else None) or START
+        lookbacks = [plan.recipe.inputs[name] + (plan.hop or timedelta(0)) for plan in plans if name in plan.recipe.inputs]
         rows = self._lake.scan(key, None, version).filter(pl.col(DAY) >= (since - max(lookbacks)).date(), pl.col("payload").is_null())
-        return _in_order(rows.collect()).select(columns)
+        return _in_order(rows.collect()).select(columns), last
 
     def _held(self, column: str, name: str, rows: pl.DataFrame, now: datetime) -> GroupRows:
         spec = self.sources[name]
@@ -159,8 +211,8 @@ class StreamInputs:
 
     # --- reading on ---
 
-    def read(self, now: datetime, limit: int) -> Batch:
-        """Up to `limit` entries of each stream beyond its position. Raises StreamError with nothing taken in."""
+    def read(self, now: datetime, limit: int, views: Container[str]) -> Batch:
+        """Up to `limit` entries of each stream beyond its position, as changes of `views`. Raises StreamError with nothing taken in."""
         before = dict(self.positions)
         oldest = None if self.caught_up is None else self.caught_up - self._lateness
         try:
@@ -173,7 +225,7 @@ class StreamInputs:
             self.caught_up = now
         return Batch(
             entries=sum(read.entries for read in found.values()),
-            changes=self._changes({name: read.rows for name, read in found.items() if not read.rows.is_empty()}),
+            changes=self._changes({name: read.rows for name, read in found.items() if not read.rows.is_empty()}, views),
             drained=drained,
             first_id=min((read.first_id for read in found.values() if read.first_id), default=None, key=_milliseconds),
         )
@@ -184,6 +236,7 @@ class StreamInputs:
             for family in self._families:
                 for rows in family.rows.values():
                     rows.forget(self.caught_up - self._keep)
+            self.contracts.forget((self.caught_up - self._keep).date())
 
     def refresh_references(self) -> None:
         """Takes over newer versions of the tables that rows are judged by."""
@@ -232,20 +285,23 @@ class StreamInputs:
         rows = stamp(batch.rows, now, spec.time_column).with_columns(pl.lit(None, pl.String).alias("payload"))
         return rows, batch.malformed.height
 
-    def _changes(self, fresh: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
-        changes: dict[str, pl.DataFrame] = {}
+    def _changes(self, fresh: Mapping[str, pl.DataFrame], views: Container[str]) -> Changes:
+        changes = Changes()
         for family in self._families:
             arrived = {name: rows for name, rows in fresh.items() if name in family.rows}
             groups = pl.concat([rows[family.column] for rows in arrived.values()]).unique().to_list() if arrived else []
             known = {name: held.of(groups) for name, held in family.rows.items()}
             before = {name: self._judged(name, rows) for name, rows in known.items()}
             after = {name: self._judged(name, _joined(known[name], arrived[name])) if name in arrived else before[name] for name in known}
-            for plans in _by_function(family.plans):
+            for plans in _by_function([plan for plan in family.plans if plan.name in views]):
                 inputs = plans[0].recipe.inputs
                 if arrived.keys() & inputs.keys():
-                    changes |= changed_events(plans, {n: before[n].rows for n in inputs}, {n: after[n].rows for n in inputs})
+                    changes.compute(plans, {n: before[n].rows for n in inputs}, {n: after[n].rows for n in inputs})
             for name, rows in arrived.items():
                 family.rows[name].add(rows)
+                if self._counted_in[name] != family.column:
+                    continue
+                self.contracts.move(name, before[name].days, after[name].days)
                 self.counts[name].quarantined += after[name].quarantined - before[name].quarantined
                 self.counts[name].repeated += after[name].repeated - before[name].repeated
         return changes
@@ -256,7 +312,7 @@ class StreamInputs:
         if rows is None or rows.is_empty():
             return self._empty[name]
         result = split(rows, self.sources[name], self._reference_rows())
-        return _Judged(result.validated, result.summary.quarantined, result.summary.redelivered)
+        return _Judged(result.validated, result.summary.quarantined, result.summary.redelivered, by_day(result))
 
     def _referred(self) -> set[str]:
         return {reference.source for spec in self.sources.values() for reference in spec.contract.references}
@@ -301,9 +357,19 @@ def _joined(known: pl.DataFrame | None, arrived: pl.DataFrame) -> pl.DataFrame:
 
 def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
     """By arrival, as validation orders versions; within it by stream, where files may have been merged in any order."""
+    return rows.sort("received_at", *_id_parts(), maintain_order=True)
+
+
+def _through(rows: pl.DataFrame, end: tuple[int, int]) -> pl.DataFrame:
+    """Without the entries after `end`; what an archive brought has no id and stays."""
+    ms, number = _id_parts()
+    return rows.filter((ms < end[0]) | ((ms == end[0]) & (number <= end[1])))
+
+
+def _id_parts() -> list[pl.Expr]:
+    """Milliseconds and number of an entry's id, 0 where there is none."""
     parts = pl.col("stream_id").str.splitn("-", 2)
-    order = [parts.struct.field(f"field_{i}").cast(pl.UInt64, strict=False).fill_null(0) for i in (0, 1)]
-    return rows.sort("received_at", *order, maintain_order=True)
+    return [parts.struct.field(f"field_{i}").cast(pl.UInt64, strict=False).fill_null(0) for i in (0, 1)]
 
 
 def _milliseconds(entry_id: str) -> int:

@@ -13,27 +13,29 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import polars as pl
 import structlog
-from deltalake.exceptions import DeltaError
 from redis.exceptions import RedisError
 
-from mlplatform.clients.lake import Lake, MissingTableError
+from mlplatform.clients.lake import Lake
+from mlplatform.clients.lease import Lease, LeaseHeldError
 from mlplatform.clients.stream import StreamError
 from mlplatform.clock import Clock, clock_from
-from mlplatform.feature_store.codec import SchemaMismatchError
+from mlplatform.contracts import STREAM_LEASE
 from mlplatform.feature_store.commands import open_client
 from mlplatform.features.plan import ViewPlan, since_epoch
 from mlplatform.features.stream_choice import reason_against
-from mlplatform.features.stream_entity import StaleStateError
 from mlplatform.features.stream_view import ViewState
 from mlplatform.ingestion.arrival import partition_days, stream_order
 from mlplatform.orchestration.feature_tables import STREAMED
-from mlplatform.orchestration.stream_inputs import Batch, StreamInputs
-from mlplatform.orchestration.stream_metrics import StreamMetrics
+from mlplatform.orchestration.stream_faults import AWAY, Stops
+from mlplatform.orchestration.stream_inputs import Batch, Changes, StreamInputs
+from mlplatform.orchestration.stream_metrics import HOST, StreamMetrics
 from mlplatform.orchestration.stream_outputs import ViewOutput
 from mlplatform.records import DayRange
 from mlplatform.settings import Settings
@@ -45,7 +47,8 @@ log = structlog.get_logger(__name__)
 LANDING = timedelta(hours=1)
 HOLD_S = 5.0  # how long ticks wait for the end of a stream that does not end
 CARE_EVERY_S = 60.0  # forgetting, references, what came too late
-RETRY_S = (0.5, 10.0)  # first and longest wait for what is away
+WAIT_S = (0.5, 10.0)  # first and longest wait for what is away
+STAND_BY_S = 0.5  # how often a worker that waits for the lease asks for it
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class StreamOptions:
     """`lateness`: how long after its time an event still restates rows. `keep`: how long rows wait for others of their group.
 
     `interval_s`: seconds from one round to the next. `limit`: entries of a stream a round. `days`: per source the days an
-    event may lie on at a time, as ingestion has them; None: any.
+    event may lie on at a time, as ingestion has them; None: any. `lease_s`: after so long without a sign of life another
+    worker takes over.
     """
 
     lateness: timedelta = timedelta(days=1)
@@ -61,6 +65,7 @@ class StreamOptions:
     interval_s: float = 0.25
     limit: int = 20_000
     days: Callable[[str, datetime], DayRange] | None = None
+    lease_s: float = 6.0
 
 
 class NothingToStreamError(ValueError):
@@ -94,69 +99,129 @@ class Worker:
         self.online = open_client(settings.online_redis_url, settings.online_cluster)
         self.inputs = StreamInputs(settings, self.lake, sources, plans, self.options.lateness, self.options.keep, self.options.days)
         self.outputs = {plan.name: ViewOutput(self.lake, self.online, plan) for plan in plans}
-        self.states: dict[str, ViewState] = {}
+        self.states: dict[str, ViewState] = {}  # of the views that are not stopped
+        self.stops = Stops(self.metrics)
+        self._started = False
+        self.lease = Lease(self.online, STREAM_LEASE, self.options.lease_s)
+        self._number = 0  # of the lease under which the state was built
+        self._behind: str | None = None  # the holder this worker waits for
         self._waiting_since: float | None = None
         self._cared = 0.0
 
     def close(self) -> None:
+        with suppress(RedisError):  # then it runs out
+            self.lease.release()
         self.inputs.close()
         self.online.close()
 
     # --- starting ---
 
     def start(self) -> None:
-        """Builds the state and writes what is missing in the tables. Raises StreamError, RedisError, MissingTableError."""
+        """Builds the state and writes what is missing in the tables.
+
+        Raises LeaseHeldError, LeaseLostError, StreamError, RedisError, MissingTableError.
+        """
+        self._number = self._lead()
         began, now = time.monotonic(), self.clock.now()
-        self.states = {}
+        self._started, self.states = False, {}
         # From where rows may be missing: what was late when the last row was written, and what came too late since.
         last = {name: min(output.open(now) or now, self.inputs.missed_at or now, now) for name, output in self.outputs.items()}
         since = {name: moment - self.options.lateness - LANDING for name, moment in last.items()}
         changes = self.inputs.restore(min(since.values()), now, self.options.limit)
-        states, appended = {}, 0
-        for name, output in self.outputs.items():
-            states[name] = ViewState(output.plan, since_epoch(since[name]))
-            rows = states[name].advance(changes.pop(name, None), since_epoch(now)).rows
-            states[name].warm(since_epoch(now))
-            appended += output.settle(rows, since[name], now, self._metadata(now))
-            output.publish(now)
-        self.states = states
+        faults = changes.faults | self._kept_back(now)
+        for name, fault in faults.items():
+            self.stops.stop(name, fault)
+        appended = 0
+        for name in [name for name in self.outputs if name not in faults]:
+            with self.stops.guard(name):
+                appended += self._begin(name, changes.events.pop(name, None), since[name], now)
+        self._started = True
         self.metrics.starts.inc()
         self.metrics.connected.set(1)
         seconds = round(time.monotonic() - began, 2)
-        log.info("started", views=list(self.outputs), positions=self.inputs.positions, appended=appended, seconds=seconds, **_used())
+        log.info("started", views=sorted(self.states), positions=self.inputs.positions, appended=appended, seconds=seconds, **_used())
+
+    def _begin(self, name: str, events: pl.DataFrame | None, since: datetime, now: datetime) -> int:
+        """A view's state from all its events; writes the rows from `since` on that are missing. Returns how many."""
+        output, state = self.outputs[name], ViewState(self.outputs[name].plan, since_epoch(since))
+        rows = state.advance(events, since_epoch(now)).rows
+        state.warm(since_epoch(now))
+        self.lease.check()
+        appended = output.settle(rows, since, now, self._metadata(now))
+        self.lease.check()
+        output.publish(now)
+        self.states[name] = state
+        self.stops.go_on(name)
+        return appended
 
     # --- one round ---
 
     def step(self) -> Batch:
-        """Reads what has come and writes the rows that are due. Raises StreamError with nothing taken in."""
-        if not self.states:
-            self.start()
+        """Reads what has come and writes the rows that are due. Raises StreamError and LeaseHeldError with nothing taken in."""
+        if self._lead() != self._number or not self._started:
+            self.start()  # whoever held the lease in between wrote too
         now = self.clock.now()  # before reading: what happened by then and was published is read below
         horizon = since_epoch(self._horizon(now))
         try:
-            batch = self.inputs.read(now, self.options.limit)
-            self._emit(batch, now, horizon)
+            batch = self.inputs.read(now, self.options.limit, self.states)
+            hold = self._hold(batch)
+            self._emit(batch.changes, now, horizon, hold)
         except StreamError:
             raise
         except BaseException:
             # What was read may not be in the state, or the state be ahead of the tables: only a new start knows.
-            self.states = {}
+            self._started = False
             raise
-        for output in self.outputs.values():
-            output.publish(now)
+        for name in list(self.states):
+            with self._stopping(name):
+                self.lease.check()
+                self.outputs[name].publish(now)
+        if not hold:
+            self._take_up_again(now)
         self._tell(batch, now)
         self._care()
         return batch
 
-    def _emit(self, batch: Batch, now: datetime, horizon: int) -> None:
-        hold = self._hold(batch)
-        for name, output in self.outputs.items():
-            state = self.states[name]
-            until = state.given if hold and not output.plan.event_triggered else since_epoch(now)
-            emission = state.advance(batch.changes.get(name), until, horizon)
-            if not emission.rows.is_empty():
-                self.metrics.rows.labels(name).inc(output.write(emission.rows, now, self._metadata(now)))
-                self.metrics.restated.labels(name).inc(emission.restated)
+    def _emit(self, changes: Changes, now: datetime, horizon: int, hold: bool) -> None:
+        for name, fault in (self._kept_back(now) | changes.faults).items():
+            if name in self.states:
+                self.stops.stop(name, fault)
+                del self.states[name]
+        for name, state in list(self.states.items()):
+            output = self.outputs[name]
+            with self._stopping(name):
+                until = state.given if hold and not output.plan.event_triggered else since_epoch(now)
+                emission = state.advance(changes.events.get(name), until, horizon)
+                if not emission.rows.is_empty():
+                    self.lease.check()
+                    self.metrics.rows.labels(name).inc(output.write(emission.rows, now, self._metadata(now)))
+                    self.metrics.restated.labels(name).inc(emission.restated)
+
+    def _kept_back(self, now: datetime) -> dict[str, BaseException]:
+        return self.inputs.contracts.kept_back([output.plan for output in self.outputs.values()], now)
+
+    @contextmanager
+    def _stopping(self, name: str) -> Iterator[None]:
+        """A fault of the view's own within stops the view: its state is no longer that of its events, so it is given up."""
+        with self.stops.guard(name):
+            yield
+        if name in self.stops:
+            del self.states[name]
+
+    def _take_up_again(self, now: datetime) -> None:
+        """Tries the stopped views whose wait is over, each as a start does: what it missed is found by comparison."""
+        due = self.stops.due()
+        kept_back = self._kept_back(now) if due else {}
+        for name in due:
+            if self.inputs.missed:
+                self._started = False  # the other views do not hold these entries yet: only a new start is exact
+                return
+            output = self.outputs[name]
+            with self.stops.guard(name, everything=True):
+                if name in kept_back:
+                    raise kept_back[name]
+                since = min(output.open(now) or now, now) - self.options.lateness - LANDING
+                self._begin(name, self.inputs.restore_one(output.plan, since, now, self.options.limit), since, now)
 
     def _hold(self, batch: Batch) -> bool:
         """Whether ticks wait: entries of the time before them are still unread."""
@@ -177,9 +242,12 @@ class Worker:
 
     def _tell(self, batch: Batch, now: datetime) -> None:
         self.metrics.count(self.inputs.counts)
+        for name, spec in self.inputs.sources.items():
+            self.metrics.contract(name, self.inputs.contracts.of(name, now.date()), spec.contract.max_quarantine_share)
         self.metrics.behind.set(0.0 if batch.drained else self.inputs.behind_s())
         for name, output in self.outputs.items():
             self.metrics.fresh(name, output.newest, now)
+        self.lease.note = {**self.lease.note, "stopped": dict(self.stops.reasons())}
         if batch.first_id is not None:
             self.metrics.latency.observe(time.time() - stream_order(batch.first_id)[0] / 1000)
 
@@ -192,30 +260,50 @@ class Worker:
         self.inputs.refresh_references()
         if self.inputs.missed and self.inputs.missed_have_landed():
             log.info("what came too late has landed: starting anew", positions=self.inputs.missed)
-            self.states = {}
+            self._started = False
 
     # --- going on ---
 
     def run(self, stop: threading.Event) -> None:
         """Rounds until `stop` is set; the round under way is finished. What does not answer is waited for and told."""
-        patience = RETRY_S[0]
+        patience = WAIT_S[0]
         while not stop.is_set():
             began = time.monotonic()
             try:
                 batch = self.step()
-            except (StaleStateError, StreamError, RedisError, SchemaMismatchError, MissingTableError, DeltaError, OSError) as away:
+            except LeaseHeldError as held:
+                self._stand_by(held)
+                stop.wait(STAND_BY_S)
+                continue
+            except (*AWAY, pl.exceptions.PolarsError) as away:  # Polars' own where an object store does not answer
                 self.metrics.connected.set(0)
                 log.warning("waiting", reason=str(away) or type(away).__name__, seconds=patience)
                 stop.wait(patience)
-                patience = min(2 * patience, RETRY_S[1])
+                patience = min(2 * patience, WAIT_S[1])
                 continue
-            self.metrics.connected.set(1)
-            patience = RETRY_S[0]
+            self._at_work()
+            patience = WAIT_S[0]
             if batch.entries:
                 log.debug("round", entries=batch.entries, drained=batch.drained, seconds=round(time.monotonic() - began, 3))
             if batch.drained:
                 stop.wait(max(0.0, self.options.interval_s - (time.monotonic() - began)))
         log.info("stopped", positions=self.inputs.positions, **_used())
+
+    def _lead(self) -> int:
+        number = self.lease.take()
+        self.metrics.leads.set(1)
+        return number
+
+    def _stand_by(self, held: LeaseHeldError) -> None:
+        """Told once for each holder: it may last for weeks."""
+        self.metrics.leads.set(0)
+        if held.holder != self._behind:
+            self._behind = held.holder
+            log.warning("standing by", holder=held.holder, reason="another worker keeps these views; this one takes over when it ends")
+
+    def _at_work(self) -> None:
+        self.metrics.connected.set(1)
+        self._behind = None
 
 
 def _used() -> dict[str, float]:
@@ -262,6 +350,7 @@ def serve(worker: Worker, metrics_port: int | None) -> None:
         signal.signal(number, lambda *_: stop.set())
     if metrics_port is not None:
         worker.metrics.serve(metrics_port)
+        worker.lease.note = {**worker.lease.note, "metrics": f"{HOST}:{metrics_port}"}
     try:
         worker.run(stop)
     finally:

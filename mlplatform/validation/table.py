@@ -13,7 +13,7 @@ from math import ceil
 import polars as pl
 
 from mlplatform.records import ValidationSummary
-from mlplatform.specs import Coverage, SourceSpec
+from mlplatform.specs import Contract, Coverage, SourceSpec
 from mlplatform.validation.rules import rules_of
 from mlplatform.validation.split import BROKEN_RULES, DAY, RECEIVED_AT, SplitResult
 
@@ -72,10 +72,14 @@ def _of_day(result: SplitResult, spec: SourceSpec, day: date) -> SplitResult:
     )
 
 
+def quarantine_allowed(contract: Contract, rows: int) -> int:
+    """How many of so many rows may be set aside: the share, rounded up to a whole row."""
+    return ceil(contract.max_quarantine_share * rows)
+
+
 def _bad_rows(result: SplitResult, spec: SourceSpec) -> Iterator[str]:
     summary, contract = result.summary, spec.contract
-    allowed = ceil(contract.max_quarantine_share * (summary.rows_in - summary.redelivered))
-    if summary.quarantined > allowed:
+    if summary.quarantined > quarantine_allowed(contract, summary.rows_in - summary.redelivered):
         reasons = ", ".join(f"{name} {count}" for name, count in sorted(summary.broken.items(), key=lambda item: -item[1]))
         yield (
             f"{summary.quarantined} of {summary.rows_in} rows quarantined ({summary.quarantine_share:.1%}), "

@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from mlplatform.local.processes import group_members
+from mlplatform.local.service_state import kept
 from mlplatform.local.services import QUIET, dagster_daemon, dagster_webserver, mlflow, prediction_service, stream_worker, valkey
 from mlplatform.local.supervisor import Supervisor
 
@@ -37,18 +38,41 @@ def test_valkey_runs_from_a_home_with_a_blank_in_its_name(tmp_path: Path) -> Non
     assert (home / "valkey" / "appendonlydir").is_dir()
 
 
+def answer(url: str) -> str:
+    try:
+        return httpx.get(url).text
+    except httpx.HTTPError:
+        return ""
+
+
+def works(url: str) -> str:
+    """The worker's metrics once it has started."""
+    deadline = time.monotonic() + 120
+    while "mlplatform_stream_starts_total 1.0" not in (told := answer(url)):
+        assert time.monotonic() < deadline, "it did not start in time"
+        time.sleep(0.1)
+    return told
+
+
 @pytest.mark.timeout(240)
 def test_the_streaming_worker_starts_beside_an_empty_lake_and_tells_its_metrics(tmp_path: Path) -> None:
     with Supervisor(tmp_path) as supervisor:
         redis_url = supervisor.start(valkey(tmp_path)).url
         supervisor.environment.update({"MLPLATFORM_HOME": str(tmp_path), "MLPLATFORM_REDIS_URL": redis_url, "MLPLATFORM_CLOCK": "system"})
         service = supervisor.start(stream_worker())
-        deadline = time.monotonic() + 120
-        while "mlplatform_stream_starts_total 1.0" not in (told := httpx.get(service.url).text) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert "mlplatform_stream_starts_total 1.0" in told
-        assert "mlplatform_stream_connected 1.0" in told
+        assert "mlplatform_stream_connected 1.0" in works(service.url)
         assert (tmp_path / "lake" / "offline" / "origin_congestion" / "_delta_log").is_dir()
+        # Killed, it comes back by itself at its port, and waits for the lease of the one before it to run out.
+        before = kept(tmp_path, "stream")
+        assert before is not None
+        os.kill(before.pid, signal.SIGKILL)
+        while kept(tmp_path, "stream") == before:
+            time.sleep(0.1)
+        assert "mlplatform_stream_leads 1.0" in works(service.url)
+        after = kept(tmp_path, "stream")
+        assert after is not None
+        assert (after.restarts, after.pid != before.pid) == (1, True)
+        assert supervisor.services[1] == service
     assert group_members(service.pgid) == []
 
 
