@@ -16,6 +16,7 @@ from serving_app.model_watcher import ModelWatcher
 from serving_app.prediction_log import PredictionLog
 from serving_app.router import ModelRouter
 from serving_app.settings import ServingSettings
+from serving_app.shadow import Shadow
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Serving:
     batcher: Batcher
     prediction_log: PredictionLog
     metrics: Metrics
+    shadow: Shadow
 
 
 async def get_serving(request: Request) -> Serving:

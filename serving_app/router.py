@@ -116,6 +116,11 @@ class ModelRouter:
         table = self._tables.get(model)
         return key_of(table.fields, row) if table is not None and table.sticky else None
 
+    def sticky_fields(self, model: str) -> tuple[str, ...]:
+        """The request fields that are the entity."""
+        table = self._tables.get(model)
+        return () if table is None else table.fields
+
     def shadows(self, model: str) -> tuple[Choice, ...]:
         """The versions that are asked copies of the model's requests."""
         table = self._tables.get(model)

@@ -75,6 +75,27 @@ class RefusedVersion(BaseModel):
     reason: str
 
 
+class RefusedInRole(RefusedVersion):
+    role: str = Field(description="What it was wanted for: `canary`, `shadow`, or an arm of the experiment")
+
+
+class VariantShare(BaseModel):
+    variant: str
+    version: int
+    percent: float = Field(description="Part of all entities that it answers")
+
+
+class Traffic(BaseModel):
+    """How versions share a model's requests."""
+
+    variants: list[VariantShare]
+    shadow_version: int | None = Field(description="The version that is asked copies of requests and answers nobody")
+    shadow_share: float = Field(description="Part of the requests that are copied, in percent")
+    sticky_on: list[str] = Field(description="The request fields that are the entity")
+    refused: str | None = Field(description="Why the newest traffic rules do not count; those shown go on")
+    refused_versions: list[RefusedInRole] = Field(description="Versions wanted beside the champion that were refused")
+
+
 class ModelSummary(BaseModel):
     name: str
     description: str
@@ -83,6 +104,7 @@ class ModelSummary(BaseModel):
     previous_version: int | None = Field(description="The version that served before; kept in memory")
     contract_digest: str
     refused: RefusedVersion | None = Field(description="The version the alias names, where it was refused")
+    traffic: Traffic
 
 
 class ModelList(BaseModel):

@@ -190,7 +190,7 @@ def test_a_bad_version_is_refused_and_the_old_one_goes_on(mlflow, make_model, op
     assert client.post(f"/v1/models/{name}/predict", json={"inputs": [ROW]}).json()["version"] == before
     ready = client.get("/health/ready")
     assert ready.status_code == 200
-    assert f"version {bad} was refused" in ready.json()["warnings"][0]
+    assert f"version {bad} was refused as production" in ready.json()["warnings"][0]
     assert f'mlplatform_model_refused_total{{model="{name}",step="{step}"}} 1.0' in client.get("/metrics").text
 
     mlflow.alias(name, before)

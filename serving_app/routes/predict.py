@@ -33,19 +33,22 @@ async def predict(model: str, request: Request, serving: ServingDep) -> Response
     """Features are read from the online store; what is missing or too old is replaced as the contract says, and named in `imputed`."""
     started = time.perf_counter()
     choice = serving.router.choose(model)
-    labels = (model, str(choice.handle.version)) if choice else ("unknown", "")
     status = 500
     try:
         if choice is None:
             raise unknown_model(serving, model)
-        parsed = choice.handle.parser.parse(
-            _inputs(await _body(request, serving.settings.serving_body_limit)), serving.settings.serving_rows_limit
-        )
+        inputs = _inputs(await _body(request, serving.settings.serving_body_limit))
+        # The first input's entity stands for the request: all its answers come from one version.
+        if serving.router.sticky(model):
+            entity = serving.router.entity(model, inputs[0] if isinstance(inputs, list) and inputs else None)
+            choice = serving.router.choose(model, entity) or choice
+        parsed = choice.handle.parser.parse(inputs, serving.settings.serving_rows_limit)
         scored = await serving.batcher.submit(choice.handle, parsed)
         if scored.refused:
             raise _refusal(scored)
         answer = _answer(serving, choice, request.state.request_id, parsed, scored, started)
         status = 200
+        serving.shadow.offer(model, parsed, request.state.request_id)
     except ProblemError as problem:
         status = problem.status
         raise
@@ -53,6 +56,7 @@ async def predict(model: str, request: Request, serving: ServingDep) -> Response
         status = 499  # nobody is left to answer; the code is nginx's for this
         return Response(status_code=status)
     finally:
+        labels = (model, str(choice.handle.version)) if choice else ("unknown", "")
         serving.metrics.requests.labels(*labels, str(status)).inc()
         if choice is not None:
             serving.metrics.seconds.labels(*labels).observe(time.perf_counter() - started)
