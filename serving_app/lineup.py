@@ -79,9 +79,10 @@ def parse_rules(text: str | None) -> TrafficRules:
     try:
         return TrafficRules.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
+        first, *others = error.errors()
         where = ".".join(str(part) for part in first["loc"])
-        raise RulesRefusedError(f"{error.error_count()} errors, first: {where + ': ' if where else ''}{first['msg']}") from error
+        more = f" (and {len(others)} more)" if others else ""
+        raise RulesRefusedError(f"{where + ': ' if where else ''}{first['msg']}{more}") from error
 
 
 async def _alias(registry: MlflowRegistry, registration: Registration, alias: str) -> VersionRef | None:

@@ -55,4 +55,8 @@ class ModelLoader:
         return await self.from_cache(ref)
 
     async def from_cache(self, ref: VersionRef) -> ModelHandle:
-        return await asyncio.to_thread(load_model, ref, self._cache.folder(ref), self._options.device, self._options.threads)
+        return await asyncio.to_thread(self._read, ref)
+
+    def _read(self, ref: VersionRef) -> ModelHandle:
+        self._cache.verify(ref)
+        return load_model(ref, self._cache.folder(ref), self._options.device, self._options.threads)

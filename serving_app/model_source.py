@@ -6,6 +6,7 @@ The cache: `<root>/<model>/<version>/` holds the contract, the model file and `o
 says which versions the aliases named last and how they share the traffic, so that the service starts with the registry down.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -51,6 +52,13 @@ class ModelCache:
         """Whether the version is there and came from the same registered source. Says nothing about its bytes: loading verifies them."""
         return self._read(self.folder(ref) / _ORIGIN).get("source") == ref.source
 
+    def verify(self, ref: VersionRef) -> None:
+        """Raises ModelRefusedError where a file is not what was stored: the contract vouches for the model, this for the contract."""
+        hashes = self._read(self.folder(ref) / _ORIGIN).get("sha256")
+        for name, wanted in hashes.items() if isinstance(hashes, dict) else ():
+            if hashlib.sha256((self.folder(ref) / name).read_bytes()).hexdigest() != wanted:
+                raise ModelRefusedError("cache", f"{name} in the cache is not the file that was stored: altered or truncated")
+
     def models(self) -> list[str]:
         """Names of the models that have a version to fall back on."""
         return sorted(p.parent.name for p in self._root.glob(f"*/{_SERVING}")) if self._root.is_dir() else []
@@ -72,7 +80,8 @@ class ModelCache:
         parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".incoming-", dir=parent))
         try:
-            for name, raw in (files | {_ORIGIN: json.dumps({"source": ref.source}).encode()}).items():
+            hashes = {name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()}
+            for name, raw in (files | {_ORIGIN: json.dumps({"source": ref.source, "sha256": hashes}).encode()}).items():
                 target = scratch / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(raw)
