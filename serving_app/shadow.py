@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -89,12 +89,11 @@ class Shadow(Collector):
     async def close(self) -> None:
         """Ends the thread; copies that still wait are dropped and counted."""
         self._closing = True
-        self._own.call_soon_threadsafe(self._wake.set)
+        self._rouse()
         await asyncio.to_thread(self._thread.join, _JOIN_S)
         if self._thread.is_alive():
             log.error("shadow_hangs", waiting=self.counts()["waiting"])
             return
-        self._own.close()
         while self._queue:
             self.dropped += self._queue.popleft().inputs.rows
         log.info("shadow_closed", **self.counts())
@@ -113,7 +112,7 @@ class Shadow(Collector):
             self._queue.append(_Copy(choice, inputs, request_id))
             # Looked at after the append: the first in an empty queue wakes the thread, the others find it awake.
             if len(self._queue) == 1:
-                self._own.call_soon_threadsafe(self._wake.set)
+                self._rouse()
 
     def counts(self) -> dict[str, int]:
         """Inputs, by what became of them; they balance at any moment."""
@@ -137,6 +136,13 @@ class Shadow(Collector):
             self._own.run_until_complete(self._work())
         except Exception:  # whatever ended it: the service goes on without shadows, and says so
             log.exception("shadow_ended")
+        finally:
+            self._own.close()
+
+    def _rouse(self) -> None:
+        # A thread that has ended needs no waking: what waits is dropped at the end, or fills the queue and is dropped there.
+        with suppress(RuntimeError):
+            self._own.call_soon_threadsafe(self._wake.set)
 
     async def _work(self) -> None:
         async with self._open_scorer() as submit:

@@ -230,3 +230,4 @@ def test_a_shadow_that_hangs_does_not_hold_up_the_end_of_the_service() -> None:
     assert (shadow.counts()["waiting"], written) == (1, [])
     hang.set()
     eventually(lambda: shadow.counts()["failed"] == 1)
+    eventually(lambda: not any(t.name == "shadow" for t in threading.enumerate()))
