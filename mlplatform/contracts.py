@@ -8,13 +8,13 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PRODUCTION = "production"  # the MLflow alias that serves
-CANARY = "canary"  # the alias of a version that answers a share of the entities, until it is judged
-SHADOW = "shadow"  # the alias of a version that is asked copies of requests; its answers are logged and seen by nobody
+CANARY: Final = "canary"  # the alias of a version that answers a share of the entities, until it is judged
+SHADOW: Final = "shadow"  # the alias of a version that is asked copies of requests; its answers are logged and seen by nobody
 PREVIOUS = "previous"  # the alias of the version that served before, for a rollback
 GATES_TAG = "mlplatform.gates"  # model version tag: "passed" or "refused"
 EVALUATION_TAG = "mlplatform.evaluation"  # model version tag: the evaluation as JSON (metrics only)

@@ -49,7 +49,7 @@ class Lineup:
         given = told.get("arms")
         arms = tuple(_ref_from_json(model, arm) for arm in given) if isinstance(given, list) else ()
         try:
-            rules = TrafficRules.model_validate(told.get("traffic") or {}, strict=False)
+            rules = TrafficRules.model_validate(told.get("traffic") or {})
         except ValidationError:
             rules = NO_RULES
         wanted = len(rules.experiment.arms) if rules.experiment else 0

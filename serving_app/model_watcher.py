@@ -73,9 +73,9 @@ class ModelWatcher:
         """Wanted models that are not loaded."""
         return [name for name in self._wanted if self._router.slot(name) is None]
 
-    async def refresh(self, notified: bool = False) -> None:
+    async def refresh(self) -> None:
         """Looks at every model once and acts on it. Never raises."""
-        await asyncio.gather(*(self.refresh_model(model, notified) for model in await self._names()))
+        await asyncio.gather(*(self.refresh_model(model) for model in await self._names()))
 
     async def refresh_model(self, model: str, notified: bool = False) -> None:
         """Looks at one model. Never raises: one model's trouble must not end the watch over all, nor hold up the others."""

@@ -1,9 +1,11 @@
 """Where entities fall: weights kept, sticky, growing without moving anybody else."""
 
 import math
+import re
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,8 +51,9 @@ def experiment(a: float, salt: str = "x") -> Experiment:
 
 
 def within_bounds(found: int, share: float, n: int) -> bool:
-    """Six standard deviations of the binomial count: one draw in five hundred million lies outside by chance."""
-    return abs(found - n * share) <= 6 * math.sqrt(n * share * (1 - share)) + 1e-9
+    """Bernstein's inequality for the binomial count (also where few are expected): a billion draws give one outside by chance."""
+    log_odds, variance = math.log(2 / 1e-9), n * share * (1 - share)
+    return abs(found - n * share) <= log_odds / 3 + math.sqrt(log_odds**2 / 9 + 2 * variance * log_odds)
 
 
 @given(salts, percents, st.integers(0, 10**9))
@@ -200,3 +203,11 @@ def test_rules_that_do_not_add_up_are_no_rules(bad: dict[str, Any]) -> None:
 def test_rules_survive_their_json(weight: float, share: float, with_experiment: bool) -> None:
     rules = TrafficRules(canary=CanaryRule(weight=weight), shadow_share=share, experiment=experiment(30) if with_experiment else None)
     assert TrafficRules.model_validate_json(rules.canonical_json()) == rules
+
+
+def test_the_rules_in_the_guide_are_rules() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "traffic.md").read_text()
+    [example] = re.findall(r"```json\n(.*?)```", guide, re.DOTALL)
+    rules = TrafficRules.model_validate_json(example)
+    assert rules.experiment is not None
+    assert rules.canary.weight == 5

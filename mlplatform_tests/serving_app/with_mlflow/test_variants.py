@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -220,6 +221,31 @@ def test_versions_that_nothing_names_leave_memory(mlflow, registered, open_servi
         ask(client, "many", 1)
     assert set(loaded) == set(versions)
     eventually(lambda: {v for v, handle in loaded.items() if handle() is not None} == set(versions[-2:]))
+
+
+def test_a_model_that_loads_slowly_holds_up_no_other_models_notice(mlflow, registered, open_service, notify, monkeypatch) -> None:
+    go = threading.Event()
+    real = serving_app.model_loader.load_model
+    slow, quick = registered("slow", 2), registered("quick", 2)
+
+    def load(ref: Any, *rest: Any) -> Any:
+        if (ref.model, ref.version) == ("slow", slow[1]):
+            go.wait()
+        return real(ref, *rest)
+
+    monkeypatch.setattr(serving_app.model_loader, "load_model", load)
+    client = open_service(mlflow_url=mlflow.url, serving_models="slow,quick", serving_poll_s=60)
+    try:
+        eventually(lambda: client.get("/health/ready").status_code == 200)
+        mlflow.alias("slow", slow[1])
+        notify("slow")
+        mlflow.alias("quick", quick[1])
+        notify("quick")
+        eventually(lambda: variants(client, "quick") == {"champion": (quick[1], 100)})
+        assert variants(client, "slow") == {"champion": (slow[0], 100)}
+    finally:
+        go.set()
+    eventually(lambda: variants(client, "slow") == {"champion": (slow[1], 100)})
 
 
 def signed(body: bytes, secret: str, stamp: int) -> dict[str, str]:
