@@ -184,6 +184,7 @@ def build_openapi(app: FastAPI, router: ModelRouter, rows_limit: int) -> dict[st
     if generic is None or not router.names():
         return document
     del document["paths"][PREDICT_PATH]
+    predicting: dict[str, Any] = {}
     for slot in router:
         contract = slot.current.contract
         schemas[f"{contract.model}_input"] = input_schema(contract)
@@ -200,7 +201,8 @@ def build_openapi(app: FastAPI, router: ModelRouter, rows_limit: int) -> dict[st
                 "content": {"application/json": {"schema": body, "example": {"inputs": example_inputs(contract)}}},
             },
         }
-        document["paths"][f"/v1/models/{contract.model}/predict"] = {"post": operation}
+        predicting[f"/v1/models/{contract.model}/predict"] = {"post": operation}
+    document["paths"] = predicting | document["paths"]  # what the service is for comes first
     return document
 
 
