@@ -41,7 +41,7 @@ class Caller(threading.Thread):
                 ages = [self._random.randrange(18, 90) for _ in range(self._random.choice((1, 1, 5)))]
                 rows = [ROW | {"age": age, "customer": self._random.randrange(1, 1000)} for age in ages]
                 try:
-                    answer = client.post("/v1/models/flips/predict", json={"inputs": rows})
+                    answer = client.post("/v1/models/hundred/predict", json={"inputs": rows})
                     self.got.append((answer.status_code, ages, answer.json()))
                 except httpx.HTTPError as error:
                     self.got.append((repr(error), ages, None))
@@ -49,13 +49,13 @@ class Caller(threading.Thread):
 
 @pytest.mark.timeout(600)
 def test_a_hundred_flips_under_load_lose_no_request_and_mix_no_versions(mlflow, make_model, run_service, redis_url) -> None:
-    made = {mlflow.register("flips", (m := make_model(seed=seed, model="flips")).files): m for seed in (1, 2, 3)}
+    made = {mlflow.register("hundred", (m := make_model(seed=seed, model="hundred")).files): m for seed in (1, 2, 3)}
     first, second, canary = sorted(made)
     right = {version: wanted(model) for version, model in made.items()}
-    mlflow.alias("flips", first)
-    mlflow.alias("flips", canary, CANARY)
-    mlflow.tag("flips", TRAFFIC_TAG, TrafficRules(canary=CanaryRule(weight=20)).canonical_json())
-    process = run_service(MLPLATFORM_MLFLOW_URL=mlflow.url, MLPLATFORM_SERVING_MODELS="flips", MLPLATFORM_SERVING_POLL_S="60")
+    mlflow.alias("hundred", first)
+    mlflow.alias("hundred", canary, CANARY)
+    mlflow.tag("hundred", TRAFFIC_TAG, TrafficRules(canary=CanaryRule(weight=20)).canonical_json())
+    process = run_service(MLPLATFORM_MLFLOW_URL=mlflow.url, MLPLATFORM_SERVING_MODELS="hundred", MLPLATFORM_SERVING_POLL_S="60")
     process.wait_ready(60)
 
     stop = threading.Event()
@@ -64,18 +64,18 @@ def test_a_hundred_flips_under_load_lose_no_request_and_mix_no_versions(mlflow, 
         for caller in callers:
             caller.start()
         for target in itertools.islice(itertools.cycle((second, first)), FLIPS):
-            mlflow.alias("flips", target)
-            store.publish(MODELS_CHANNEL, "flips")
-            while watch.get("/v1/models/flips").json()["version"] != target:
+            mlflow.alias("hundred", target)
+            store.publish(MODELS_CHANNEL, "hundred")
+            while watch.get("/v1/models/hundred").json()["version"] != target:
                 assert process.popen.poll() is None, process.log.read_text()
         swaps = watch.get("/metrics").text
         stop.set()
         for caller in callers:
             caller.join()
         process.stop()
-        logged = [PredictionRecord.model_validate_json(e[b"record"]) for _, e in store.xrange(prediction_stream("flips"))]
+        logged = [PredictionRecord.model_validate_json(e[b"record"]) for _, e in store.xrange(prediction_stream("hundred"))]
 
-    assert f'mlplatform_model_swaps_total{{model="flips"}} {FLIPS}.0' in swaps
+    assert f'mlplatform_model_swaps_total{{model="hundred"}} {FLIPS}.0' in swaps
     got = [answer for caller in callers for answer in caller.got]
     assert {status for status, _, _ in got} == {200}
     assert {body["version"] for _, _, body in got} == {first, second, canary}

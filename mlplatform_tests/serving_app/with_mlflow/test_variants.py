@@ -262,9 +262,13 @@ def test_mlflows_webhook_moves_the_version_without_redis_or_poll(mlflow, registe
     client = open_service(mlflow_url=mlflow.url, serving_models="hooked", serving_poll_s=60, serving_webhook_secret="s3cret")
     assert variants(client, "hooked") == {"champion": (first, 100)}
     events = [{"entity": "MODEL_VERSION_ALIAS", "action": "CREATED"}]
-    mlflow.post("webhooks", name="serving", url=str(client.base_url.join("/v1/hooks/mlflow")), events=events, secret="s3cret")
-    mlflow.alias("hooked", second)
-    eventually(lambda: variants(client, "hooked") == {"champion": (second, 100)})
+    url = str(client.base_url.join("/v1/hooks/mlflow"))
+    made = mlflow.post("webhooks", name="serving", url=url, events=events, secret="s3cret")["webhook"]["webhook_id"]
+    try:
+        mlflow.alias("hooked", second)
+        eventually(lambda: variants(client, "hooked") == {"champion": (second, 100)})
+    finally:
+        assert mlflow.http.delete(f"/api/2.0/mlflow/webhooks/{made}").status_code == 200
 
 
 def test_a_notice_that_is_forged_old_or_no_notice_is_refused(make_model, open_service, tmp_path) -> None:
