@@ -19,6 +19,7 @@ from mlplatform.cli_options import HERE, AsJson, Home
 from mlplatform.cli_options import now as _now
 from mlplatform.cli_options import settings_of as _settings
 from mlplatform.cli_stream import stream
+from mlplatform.cli_traffic import traffic
 from mlplatform.printing import print_json, say, table
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ app.command()(cli_features.features)
 app.command()(cli_features.fingerprint)
 app.add_typer(online, name="online")
 app.command()(stream)
+app.command()(traffic)
 
 Model = Annotated[str, typer.Argument(help="Name of the model, as flight_disruption.")]
 

@@ -8,19 +8,27 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PRODUCTION = "production"  # the MLflow alias that serves
+CANARY: Final = "canary"  # the alias of a version that answers a share of the entities, until it is judged
+SHADOW: Final = "shadow"  # the alias of a version that is asked copies of requests; its answers are logged and seen by nobody
 PREVIOUS = "previous"  # the alias of the version that served before, for a rollback
 GATES_TAG = "mlplatform.gates"  # model version tag: "passed" or "refused"
 EVALUATION_TAG = "mlplatform.evaluation"  # model version tag: the evaluation as JSON (metrics only)
+TRAFFIC_TAG = "mlplatform.traffic"  # registered model tag: `TrafficRules` as JSON; the one source of truth
 CONTRACT_FILE = "serving_contract.json"  # beside the model's files in the registry
 ONLINE_PROJECT = "flights"
 
 STREAM_LEASE = "mlplatform:stream:worker"  # in the online store: of the streaming workers that write there, one works
-MODELS_CHANNEL = "mlplatform:models"  # Redis pub/sub: the name of a model whose alias moved
+MODELS_CHANNEL = "mlplatform:models"  # Redis pub/sub: the name of a model whose alias moved, or whose traffic rules changed
+
+# What stands as `variant` in answers and records; an experiment's arms stand as `<experiment>/<arm>`.
+CHAMPION_VARIANT = "champion"
+CANARY_VARIANT = "canary"
+SHADOW_VARIANT = "shadow"
 
 
 def prediction_stream(model: str) -> str:
@@ -117,6 +125,63 @@ class ServingContract(_Frozen):
 
     def digest(self) -> str:
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+_Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+_Salt = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,64}$")]  # it keys BLAKE2b, which takes 64 bytes
+
+
+class CanaryRule(_Frozen):
+    """The share of the entities that the version with the alias `canary` answers. Another salt draws other entities."""
+
+    weight: Percent = 0.0
+    salt: _Salt = "canary"
+
+
+class Arm(_Frozen):
+    """One version of an experiment: `serves` is an alias, or a version's number written as text."""
+
+    name: _Name
+    serves: Annotated[str, Field(pattern=r"^([A-Za-z][A-Za-z0-9_-]{0,63}|[1-9][0-9]{0,9})$")]
+    weight: Percent
+
+
+class Experiment(_Frozen):
+    """Named versions that share the entities the canary does not take; weights in percent of those, 100 in all."""
+
+    name: _Name
+    salt: _Salt
+    arms: Annotated[tuple[Arm, ...], Field(min_length=2, max_length=16)]
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if len({arm.name for arm in self.arms}) != len(self.arms):
+            raise ValueError("two arms of an experiment have one name")
+        if abs(sum(arm.weight for arm in self.arms) - 100) > 1e-6:
+            raise ValueError(f"the arms' weights are {sum(arm.weight for arm in self.arms):g} % together, not 100")
+        return self
+
+
+class TrafficRules(_Frozen):
+    """How a model's versions share its requests. Without rules the champion answers everything.
+
+    An entity is drawn twice: by the canary's salt, whether the canary answers it; if not, by the experiment's, which arm does.
+    So a canary that grows takes entities from everybody and moves none between the others. `sticky_on`: the request fields that
+    are the entity; empty: the join keys of the champion's views.
+    """
+
+    schema_version: Literal[1] = 1
+    canary: CanaryRule = CanaryRule()
+    experiment: Experiment | None = None
+    shadow_share: Percent = 100.0  # of the requests that are copied to the version with the alias `shadow`
+    sticky_on: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=128)], ...], Field(max_length=16)] = ()
+
+    def canonical_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+NO_RULES = TrafficRules()
 
 
 class PredictionRecord(_Frozen):

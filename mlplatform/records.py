@@ -150,7 +150,7 @@ class LedgerEntry:
 
     at: datetime
     model: str
-    action: str  # promote | rollback | refuse
+    action: str  # promote | rollback | refuse | traffic | canary | shadow
     alias: str
     version: int | None
     previous_version: int | None

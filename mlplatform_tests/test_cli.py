@@ -27,7 +27,7 @@ from mlplatform.settings import load_settings
 
 COMMANDS = [
     *("demo", "stream", "up", "down", "status", "doctor", "models", "history", "promote", "rollback", "replay", "bench"),
-    *("features", "fingerprint", "online", "feast"),
+    *("features", "fingerprint", "online", "feast", "traffic"),
     "version",
 ]
 HEAVY = ("dagster", "mlflow", "feast", "polars", "pandas", "numpy", "rich.console", "pydantic", "httpx", "redis")
@@ -388,6 +388,42 @@ def test_a_model_is_promoted_refused_rolled_back_and_each_is_in_its_history(regi
             cli.main()
         assert ended.value.code == 1
         assert "`mlplatform models` lists what is registered" in capsys.readouterr().err
+
+
+@mlflow_store
+def test_traffic_is_shown_given_to_a_canary_refused_and_taken_back(registered, valkey, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("MLPLATFORM_REDIS_URL", valkey.connection_url)
+
+    def call(*words: str) -> tuple[int, dict[str, Any]]:
+        answer = CliRunner().invoke(cli.app, ["traffic", MODEL, *words, "--json", "--home", str(registered)])
+        return answer.exit_code, json.loads(answer.stdout)
+
+    def shares(told: dict[str, Any]) -> dict[str, float]:
+        return {v["variant"]: v["percent"] for v in told["variants"]}
+
+    status, told = call("--canary", "5")
+    assert status == 1
+    assert "no version carries the alias 'canary'" in told["refused"][0]
+    status, told = call("--canary-version", "1", "--canary", "5", "--shadow-version", "3")
+    assert (status, shares(told), told["shadow_version"]) == (0, {"champion": 95, "canary": 5}, 3)
+    assert call()[1] == told
+    status, told = call("--canary-version", "3")
+    assert status == 1
+    assert "version 3 has not passed its gates" in told["refused"][0]
+
+    arms = [{"name": "a", "serves": "production", "weight": 40}, {"name": "b", "serves": "1", "weight": 60}]
+    rules = tmp_path / "rules.json"
+    rules.write_text(json.dumps({"canary": {"weight": 10}, "experiment": {"name": "price", "salt": "x", "arms": arms}}))
+    status, told = call("--rules", str(rules))
+    assert (status, shares(told)) == (0, {"price/a": 36, "price/b": 54, "canary": 10})
+    rules.write_text("{}")
+    status, told = call("--rules", str(rules), "--canary-version", "none", "--shadow-version", "none")
+    assert (status, shares(told), told["shadow_version"]) == (0, {"champion": 100}, None)
+    shown = CliRunner().invoke(cli.app, ["traffic", MODEL, "--home", str(registered)])
+    assert shown.exit_code == 0
+    assert "champion" in shown.stdout
+    refused = CliRunner().invoke(cli.app, ["traffic", MODEL, "--canary-version", "new", "--home", str(registered)])
+    assert "'new' is no version" in str(refused.exception)
 
 
 @mlflow_store

@@ -17,6 +17,7 @@ from serving_app.prediction_log import PredictionLog
 from serving_app.predictor import Predictor
 from serving_app.router import ModelRouter
 from serving_app.settings import ServingSettings
+from serving_app.shadow import Shadow
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Serving:
     predictor: Predictor
     prediction_log: PredictionLog
     metrics: Metrics
+    shadow: Shadow
 
 
 async def get_serving(request: Request) -> Serving:

@@ -190,7 +190,8 @@ class FeaturePlan:
         for plan in self._views:
             keys = [values[name] for name in plan.layout.join_keys]
             if given is not None:
-                free = given.mask[:, plan.dependents].all(axis=1) & bool(len(plan.dependents))
+                free: npt.NDArray[np.bool_] = np.all(given.mask[:, plan.dependents], axis=1)
+                free &= len(plan.dependents) > 0
                 spared.append(free)
                 keys = [[None if away else v for v, away in zip(column, free.tolist(), strict=True)] for column in keys]
             entities, places = _distinct(plan.layout, keys, rows)

@@ -171,7 +171,7 @@ class InputParser:
         self._features = {f.name: (i, f.categories) for i, f in enumerate(contract.features)}
         self._dependents = field_dependents(contract)
         # Stands in where a field was left out because nothing that follows from it is used.
-        self._examples = {f.name: _PARSERS[f.dtype](f.example, f) for f in self._asked}
+        self._examples = {f.name: _example_value(f) for f in self._asked}
 
     def parse(self, inputs: object, rows_limit: int) -> ParsedInputs:
         """`inputs` is what stood in the body. Raises a 422 problem that names input and field."""
@@ -325,6 +325,13 @@ def _feature(value: object, categories: tuple[str, ...] | None) -> float:
     if not math.isfinite(value) or abs(value) > _FLOAT32_MAX:
         raise FieldFaultError("must be a finite number")
     return float(value)
+
+
+def _example_value(field: ContractField) -> Any:
+    try:
+        return _PARSERS[field.dtype](field.example, field)
+    except FieldFaultError as fault:
+        raise FieldFaultError(f"field {field.name}: its own example {fault}") from fault
 
 
 def _constant_value(field: ContractField) -> Any:

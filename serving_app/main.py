@@ -8,6 +8,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import structlog
@@ -18,7 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from starlette.types import Receive, Scope, Send
 
-from mlplatform.clock import clock_from
+from mlplatform.clock import Clock, clock_from
 from mlplatform.feature_store.commands import AsyncClient, open_async_client
 from mlplatform.feature_store.pipe import Pipe
 from serving_app.batcher import Batcher
@@ -29,17 +30,19 @@ from serving_app.hot import HotRoute
 from serving_app.logs import configure_logs
 from serving_app.metrics import Metrics
 from serving_app.middleware import RequestContext
+from serving_app.model_loader import LoadOptions, ModelLoader
 from serving_app.model_source import ModelCache
-from serving_app.model_watcher import LoadOptions, ModelWatcher
+from serving_app.model_watcher import ModelWatcher
 from serving_app.online_features import OnlineFeatures
 from serving_app.prediction_log import PredictionLog
 from serving_app.predictor import Predictor
 from serving_app.problems import install
 from serving_app.registry import MlflowRegistry
 from serving_app.router import ModelRouter
-from serving_app.routes import docs, health, models, predict
+from serving_app.routes import docs, health, hooks, models, predict
 from serving_app.schemas import build_openapi
 from serving_app.settings import ServingSettings
+from serving_app.shadow import Shadow, ShadowBudget, Submit
 
 _LOG_TIMEOUT_S = 5.0  # nobody waits for it; a write given up too early is written twice
 _TITLE = "Prediction service"
@@ -54,7 +57,7 @@ class PredictionService(FastAPI):
     def __init__(self, settings: ServingSettings | None) -> None:
         super().__init__(title=_TITLE, description=_DESCRIPTION, version="1", docs_url=None, redoc_url=None, lifespan=_lifespan(settings))
         install(self)
-        for routes in (predict, models, health, docs):
+        for routes in (predict, models, hooks, health, docs):
             self.include_router(routes.router)
         # Not as FastAPI's middlewares: in front of those stand layers of its own (telemetry, body limit: 15 µs a request).
         self._front = RequestContext(HotRoute(super().__call__, _running(self)))
@@ -120,15 +123,32 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack) -> Serving:
     prediction_log.start()
     stack.push_async_callback(prediction_log.close, settings.serving_drain_s)
     router = ModelRouter()
-    options = LoadOptions(device, settings.serving_threads)
-    watcher = ModelWatcher(settings.model_names, registry, ModelCache(settings.model_cache), router, metrics, options)
+    cache = ModelCache(settings.model_cache)
+    loader = ModelLoader(registry, cache, router, LoadOptions(device, settings.serving_threads))
+    watcher = ModelWatcher(settings.model_names, registry, cache, router, metrics, loader)
     clock = clock_from(settings.clock)
     batcher = Batcher(OnlineFeatures(online, settings.serving_redis_timeout_s, settings.serving_fallback, _cache(settings)), clock, metrics)
-    predictor = Predictor(router, watcher, batcher, prediction_log, metrics, settings.serving_rows_limit)
+    budget = ShadowBudget(settings.serving_shadow_queue, settings.serving_shadow_share)
+    shadow = Shadow(router, partial(_shadow_scorer, settings, clock), prediction_log.offer, budget)
+    metrics.registry.register(shadow)
+    shadow.start()
+    stack.push_async_callback(shadow.close)
+    predictor = Predictor(router, watcher, batcher, prediction_log, shadow, metrics, settings.serving_rows_limit)
+    stack.push_async_callback(watcher.close)
     for work in (_watch(watcher, settings.serving_poll_s), watcher.listen_forever(subscriber)):
         stack.push_async_callback(_cancel, asyncio.create_task(work))
     log.info("service_started", device=device, models=settings.serving_models or "all with the alias production")
-    return Serving(settings, clock, device, online, router, watcher, batcher, predictor, prediction_log, metrics)
+    return Serving(settings, clock, device, online, router, watcher, batcher, predictor, prediction_log, metrics, shadow)
+
+
+@asynccontextmanager
+async def _shadow_scorer(settings: ServingSettings, clock: Clock) -> AsyncIterator[Submit]:
+    """Connections and a batcher of the shadow's own. Its figures are not those of answers, so they are kept apart."""
+    online = _online(settings)
+    try:
+        yield Batcher(OnlineFeatures(online, settings.serving_redis_timeout_s), clock, Metrics()).submit
+    finally:
+        await online.aclose()
 
 
 async def _watch(watcher: ModelWatcher, every_s: float) -> None:

@@ -3,9 +3,10 @@
 Belongs here: downloading, refusing pickles, verifying, the cache on disk. Does not belong here: loading into memory, when to look.
 
 The cache: `<root>/<model>/<version>/` holds the contract, the model file and `origin.json`; `<root>/<model>/serving.json`
-says which version the alias named last, so that the service starts with the registry down.
+says which versions the aliases named last and how they share the traffic, so that the service starts with the registry down.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ import uuid
 from pathlib import Path
 
 from mlplatform.contracts import CONTRACT_FILE
+from serving_app.lineup import Lineup
 from serving_app.model_handle import ModelRefusedError, VersionRef, read_contract, verify_model
 from serving_app.registry import MlflowRegistry
 
@@ -50,21 +52,27 @@ class ModelCache:
         """Whether the version is there and came from the same registered source. Says nothing about its bytes: loading verifies them."""
         return self._read(self.folder(ref) / _ORIGIN).get("source") == ref.source
 
+    def verify(self, ref: VersionRef) -> None:
+        """Raises ModelRefusedError where a file is not what was stored: the contract vouches for the model, this for the contract."""
+        hashes = self._read(self.folder(ref) / _ORIGIN).get("sha256")
+        for name, wanted in hashes.items() if isinstance(hashes, dict) else ():
+            if hashlib.sha256((self.folder(ref) / name).read_bytes()).hexdigest() != wanted:
+                raise ModelRefusedError("cache", f"{name} in the cache is not the file that was stored: altered or truncated")
+
     def models(self) -> list[str]:
         """Names of the models that have a version to fall back on."""
         return sorted(p.parent.name for p in self._root.glob(f"*/{_SERVING}")) if self._root.is_dir() else []
 
-    def remembered(self, model: str) -> VersionRef | None:
-        """The version the alias named last, as far as this cache knows."""
-        match self._read(self._root / model / _SERVING):
-            case {"version": int(version), "source": str(source)}:
-                return VersionRef(model, version, source)
-        return None
+    def remembered(self, model: str) -> Lineup | None:
+        """The versions and traffic rules the registry asked for last, as far as this cache knows."""
+        return Lineup.from_json(model, self._read(self._root / model / _SERVING))
 
-    def remember(self, ref: VersionRef) -> None:
-        scratch = self._root / ref.model / f".{_SERVING}.{uuid.uuid4().hex}"
-        scratch.write_text(json.dumps({"version": ref.version, "source": ref.source}))
-        scratch.replace(self._root / ref.model / _SERVING)
+    def remember(self, model: str, lineup: Lineup) -> None:
+        folder = self._root / model
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = folder / f".{_SERVING}.{uuid.uuid4().hex}"
+        scratch.write_text(lineup.to_json())
+        scratch.replace(folder / _SERVING)
 
     def store(self, ref: VersionRef, files: dict[str, bytes]) -> Path:
         """Writes a version's verified files in one step; returns their folder."""
@@ -72,7 +80,8 @@ class ModelCache:
         parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".incoming-", dir=parent))
         try:
-            for name, raw in (files | {_ORIGIN: json.dumps({"source": ref.source}).encode()}).items():
+            hashes = {name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()}
+            for name, raw in (files | {_ORIGIN: json.dumps({"source": ref.source, "sha256": hashes}).encode()}).items():
                 target = scratch / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(raw)
@@ -80,10 +89,6 @@ class ModelCache:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return self.folder(ref)
-
-    def discard(self, ref: VersionRef) -> None:
-        """Removes a version whose bytes turned out to be wrong."""
-        shutil.rmtree(self.folder(ref), ignore_errors=True)
 
     @staticmethod
     def _put(scratch: Path, folder: Path) -> None:

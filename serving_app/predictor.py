@@ -4,17 +4,66 @@ Belongs here: the order of the steps, the answer, its log record and its counts.
 """
 
 import time
-from typing import Any
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
 
 import orjson
+from starlette.requests import ClientDisconnect
 
 from serving_app.batcher import Batcher, Scored
-from serving_app.inputs import ParsedInputs
+from serving_app.log_records import log_entry
 from serving_app.metrics import Metrics
 from serving_app.model_watcher import ModelWatcher
-from serving_app.prediction_log import LogEntry, PredictionLog
+from serving_app.prediction_log import PredictionLog
 from serving_app.problems import FieldError, ProblemError, invalid_input, unavailable
 from serving_app.router import Choice, ModelRouter
+from serving_app.shadow import Shadow
+
+
+class Exchange:
+    """One request and what became of it: counted when the `with` block ends, however it ends."""
+
+    __slots__ = ("_metrics", "choice", "model", "request_id", "started")
+
+    def __init__(self, model: str, request_id: str, metrics: Metrics) -> None:
+        self.model = model
+        self.request_id = request_id
+        self.started = time.perf_counter()
+        self.choice: Choice | None = None
+        self._metrics = metrics
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            status = "200"
+        elif isinstance(error, ProblemError):
+            status = str(error.status)
+        else:  # a caller who left is nobody's fault; the code is nginx's for this
+            status = "499" if isinstance(error, ClientDisconnect) else "500"
+        if self.choice is None:
+            # A name that nobody serves is no label: a caller could make thousands.
+            self._metrics.requests.add(("unknown", "", "", status))
+            return
+        labels = self.choice.labels
+        self._metrics.requests.add((*labels, status))
+        self._metrics.seconds.observe(labels, self.ms() / 1000)
+
+    def ms(self) -> float:
+        """Milliseconds since the request came."""
+        return (time.perf_counter() - self.started) * 1000
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A scored request: `rows` as `Scored.rows` gives them."""
+
+    choice: Choice
+    scored: Scored
+    rows: list[dict[str, Any]]
 
 
 class Predictor:
@@ -26,6 +75,7 @@ class Predictor:
         watcher: ModelWatcher,
         batcher: Batcher,
         prediction_log: PredictionLog,
+        shadow: Shadow,
         metrics: Metrics,
         rows_limit: int,
     ) -> None:
@@ -33,61 +83,60 @@ class Predictor:
         self._watcher = watcher
         self._batcher = batcher
         self._log = prediction_log
+        self._shadow = shadow
         self._metrics = metrics
         self._rows_limit = rows_limit
 
-    def choose(self, model: str) -> Choice:
-        """The version that answers. Raises ProblemError: 404 for a model that is not served, 503 for one not loaded yet."""
-        choice = self._router.choose(model)
+    def exchange(self, model: str, request_id: str) -> Exchange:
+        return Exchange(model, request_id, self._metrics)
+
+    def choose(self, exchange: Exchange) -> Choice:
+        """The version that will answer, as far as it is known before the body. Raises ProblemError: 404 for a model that is
+        not served, 503 for one not loaded yet."""
+        choice = self._router.choose(exchange.model)
         if choice is None:
-            raise unknown_model(self._router, self._watcher, model)
+            raise unknown_model(self._router, self._watcher, exchange.model)
+        exchange.choice = choice
         return choice
 
-    async def answer(self, choice: Choice, body: bytes, request_id: str, started: float) -> bytes:
-        """The body of the answer to a body of our own protocol. `started` is perf_counter's when the request came. Raises ProblemError."""
-        parsed = choice.handle.parser.parse(inputs_of(body), self._rows_limit)
+    async def respond(self, exchange: Exchange, read: Callable[[], Awaitable[bytes]]) -> bytes:
+        """The body of the answer to a body of our own protocol. Raises ProblemError."""
+        self.choose(exchange)
+        answer = await self.answer(exchange, inputs_of(await read()))
+        return _body(answer, exchange.request_id)
+
+    async def answer(self, exchange: Exchange, inputs: object) -> Answer:
+        """Predicts, logs, counts. `inputs` as they stand in a body of our own protocol. Raises ProblemError."""
+        choice = exchange.choice or self.choose(exchange)
+        if self._router.sticky(exchange.model):
+            # The first input's entity stands for the request: all its answers come from one version.
+            entity = self._router.entity(exchange.model, inputs[0] if isinstance(inputs, list) and inputs else None)
+            choice = exchange.choice = self._router.choose(exchange.model, entity) or choice
+        parsed = choice.handle.parser.parse(inputs, self._rows_limit)
         scored = await self._batcher.submit(choice.handle, parsed)
         if scored.assembled.refused and (refused := scored.refused()):
             raise _refusal(refused)
-        return self._tell(choice, request_id, parsed, scored, started)
-
-    def count(self, model: str, choice: Choice | None, status: int, started: float) -> None:
-        """Counts a request that was answered, with success or not. A name nobody serves is no label: a caller could make thousands."""
-        if choice is None:
-            self._metrics.requests.add(("unknown", "", "", str(status)))
-            return
-        labels = choice.labels
-        self._metrics.requests.add((*labels, str(status)))
-        self._metrics.seconds.observe(labels, time.perf_counter() - started)
-
-    def _tell(self, choice: Choice, request_id: str, parsed: ParsedInputs, scored: Scored, started: float) -> bytes:
-        """The body of the answer; the same rows go to the prediction log."""
-        handle, variant = choice.handle, choice.variant
-        threshold, version, name = handle.contract.threshold, handle.version, handle.name
-        rows = scored.rows(handle.view_names)
-        told: list[dict[str, Any]] = [
-            {
-                "request_id": request_id,
-                **row,
-                "decision": None if threshold is None else row["prediction"] >= threshold,
-                "model_version": version,
-                "variant": variant,
-            }
-            for row in rows
-        ]
-        body = orjson.dumps({"model": name, "version": version, "threshold": threshold, "predictions": told})
+        rows = scored.rows(choice.handle.view_names)
         self._metrics.predictions.add(choice.labels, len(rows))
-        common = {
+        self._log.offer(log_entry(choice, exchange.request_id, parsed, scored, rows, exchange.ms()))
+        self._shadow.offer(exchange.model, parsed, exchange.request_id)
+        return Answer(choice, scored, rows)
+
+
+def _body(answer: Answer, request_id: str) -> bytes:
+    handle, variant = answer.choice.handle, answer.choice.variant
+    threshold, version = handle.contract.threshold, handle.version
+    told: list[dict[str, Any]] = [
+        {
             "request_id": request_id,
-            "requested_at": scored.requested_at,
-            "model": name,
-            "version": version,
+            **row,
+            "decision": None if threshold is None else row["prediction"] >= threshold,
+            "model_version": version,
             "variant": variant,
-            "contract_digest": handle.digest,
-            "latency_ms": round((time.perf_counter() - started) * 1000, 3),
         }
-        self._log.offer(LogEntry(name, common, rows, parsed.received, scored.matrix))
-        return body
+        for row in answer.rows
+    ]
+    return orjson.dumps({"model": handle.name, "version": version, "threshold": threshold, "predictions": told})
 
 
 def unknown_model(router: ModelRouter, watcher: ModelWatcher, model: str) -> ProblemError:

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 MEDIA_TYPE = "application/problem+json"
 _TITLES = {
     400: "Bad request",
+    401: "Not authenticated",
     404: "Not found",
     405: "Method not allowed",
     413: "Body too large",

@@ -3,6 +3,8 @@
 Belongs here: the few REST calls the service needs. Does not belong here: caching, verifying, deciding.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,6 +20,15 @@ class RegistryError(Exception):
     """MLflow did not answer, or not as a registry does. Never means 'no such model'."""
 
 
+@dataclass(frozen=True)
+class Registration:
+    """What the registry says of a model: version numbers by alias, and the model's tags."""
+
+    model: str
+    aliases: Mapping[str, int]
+    tags: Mapping[str, str]
+
+
 class MlflowRegistry:
     """One MLflow server. Every call raises RegistryError where the server fails, None where it says that there is nothing."""
 
@@ -30,17 +41,26 @@ class MlflowRegistry:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._http.aclose()
 
-    async def resolve(self, model: str, alias: str) -> VersionRef | None:
-        """The version an alias points at; None where the model or the alias does not exist."""
-        answer = await self._get(f"{_API}/registered-models/alias", {"name": model, "alias": alias})
-        # An unknown model is a 404, an unknown alias a 400 with this message (MLflow 3.17).
-        if answer.status_code == 404 or (answer.status_code == 400 and "alias" in answer.text and "not found" in answer.text):
+    async def registration(self, model: str) -> Registration | None:
+        """Aliases and tags of a registered model, read at one moment; None where the model does not exist."""
+        answer = await self._get(f"{_API}/registered-models/get", {"name": model})
+        if answer.status_code == 404:
             return None
-        version = _json(answer).get("model_version", {})
+        told = _json(answer).get("registered_model", {})
         try:
-            return VersionRef(model, int(version["version"]), f"{version.get('source', '')}#{version.get('creation_timestamp', '')}")
+            aliases = {str(a["alias"]): int(a["version"]) for a in told.get("aliases", [])}
+            tags = {str(t["key"]): str(t.get("value", "")) for t in told.get("tags", [])}
         except (KeyError, ValueError, TypeError) as error:
-            raise RegistryError(f"MLflow named no version of {model} for the alias {alias}") from error
+            raise RegistryError(f"MLflow did not tell the aliases of {model} as expected: {error!r}") from error
+        return Registration(model, aliases, tags)
+
+    async def version(self, model: str, number: int) -> VersionRef | None:
+        """A version by its number; None where it does not exist. Asked each time: the number of a deleted version is given again."""
+        answer = await self._get(f"{_API}/model-versions/get", {"name": model, "version": str(number)})
+        if answer.status_code == 404:
+            return None
+        told = _json(answer).get("model_version", {})
+        return VersionRef(model, number, f"{told.get('source', '')}#{told.get('creation_timestamp', '')}")
 
     async def models_with(self, alias: str) -> list[str]:
         """Names of all registered models that carry the alias."""

@@ -77,6 +77,27 @@ class RefusedVersion(BaseModel):
     reason: str
 
 
+class RefusedInRole(RefusedVersion):
+    role: str = Field(description="What it was wanted for: `canary`, `shadow`, or an arm of the experiment")
+
+
+class VariantShare(BaseModel):
+    variant: str
+    version: int
+    percent: float = Field(description="Part of all entities that it answers")
+
+
+class Traffic(BaseModel):
+    """How versions share a model's requests."""
+
+    variants: list[VariantShare]
+    shadow_version: int | None = Field(description="The version that is asked copies of requests and answers nobody")
+    shadow_share: float = Field(description="Part of the requests that are copied, in percent")
+    sticky_on: list[str] = Field(description="The request fields that are the entity")
+    refused: str | None = Field(description="Why the newest traffic rules do not count; those shown go on")
+    refused_versions: list[RefusedInRole] = Field(description="Versions wanted beside the champion that were refused")
+
+
 class ModelSummary(BaseModel):
     name: str
     description: str
@@ -85,6 +106,7 @@ class ModelSummary(BaseModel):
     previous_version: int | None = Field(description="The version that served before; kept in memory")
     contract_digest: str
     refused: RefusedVersion | None = Field(description="The version the alias names, where it was refused")
+    traffic: Traffic
 
 
 class ModelList(BaseModel):
@@ -164,6 +186,7 @@ def build_openapi(app: FastAPI, router: ModelRouter, rows_limit: int) -> dict[st
     if generic is None or not router.names():
         return document
     del document["paths"][PREDICT_PATH]
+    predicting: dict[str, Any] = {}
     for slot in router:
         contract = slot.current.contract
         schemas[f"{contract.model}_input"] = input_schema(contract)
@@ -180,7 +203,8 @@ def build_openapi(app: FastAPI, router: ModelRouter, rows_limit: int) -> dict[st
                 "content": {"application/json": {"schema": body, "example": {"inputs": example_inputs(contract)}}},
             },
         }
-        document["paths"][f"/v1/models/{contract.model}/predict"] = {"post": operation}
+        predicting[f"/v1/models/{contract.model}/predict"] = {"post": operation}
+    document["paths"] = predicting | document["paths"]  # what the service is for comes first
     return document
 
 

@@ -46,6 +46,13 @@ class ServingSettings(BaseSettings):
     serving_log_queue: int = Field(50_000, ge=1, description="Prediction records kept in memory while their stream is slow or away")
     serving_drain_s: float = Field(5.0, ge=0, description="Seconds to write the queued prediction records at shutdown")
     serving_threads: int = Field(1, ge=1, description="Threads one prediction may use; 1 is fastest for small batches")
+    serving_shadow_queue: int = Field(2_000, ge=1, description="Inputs that may wait for a shadow version; more are dropped and counted")
+    serving_shadow_share: float = Field(
+        0.2, gt=0, le=1, description="Largest share of the time in which a batch of a shadow version may be under way"
+    )
+    serving_webhook_secret: SecretStr = Field(
+        SecretStr(""), description="Secret of MLflow's webhook, which calls /v1/hooks/mlflow; empty: the route is closed"
+    )
     serving_log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged")
 
     @property

@@ -114,6 +114,11 @@ class Registry:
         with self._client() as client, _unknown(model):
             client.delete_registered_model_alias(model, alias)
 
+    def set_model_tag(self, model: str, key: str, value: str) -> None:
+        """A tag of the registered model itself, not of a version. Raises UnknownModelError."""
+        with self._client() as client, _unknown(model):
+            client.set_registered_model_tag(model, key, value)
+
     def set_tags(self, version: ModelVersion, tags: Mapping[str, str]) -> None:
         with self._client() as client, _unknown(version.model, version.version):
             for key, value in tags.items():
@@ -148,6 +153,11 @@ class Registry:
         """One version with its aliases. Raises UnknownModelError."""
         with self._client() as client, _unknown(model, version):
             return self._record(client.get_model_version(model, str(version)), self._aliases(client, model))
+
+    def model_tags(self, model: str) -> dict[str, str]:
+        """The tags of the registered model itself. Raises UnknownModelError."""
+        with self._client() as client, _unknown(model):
+            return dict(client.get_registered_model(model).tags)
 
     def versions(self, model: str) -> tuple[ModelVersion, ...]:
         """All versions, newest first. Raises UnknownModelError for a model that was never registered."""

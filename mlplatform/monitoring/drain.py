@@ -7,7 +7,8 @@ How a drain is exactly once. Each of the two tables (predictions, set aside) is 
 transaction whose number is `position(last stream id)`; the next drain starts after it. The number is in the table's own
 snapshot, so it is there if and only if the rows are, and it outlives the cleaning of the commit log. The stream may be
 trimmed up to the smaller of the two positions, never before both commits are done. The service may write a record twice
-(its retry of a write whose answer was lost): `request_id` and `input_index` tell, within a drain and against `known`.
+(its retry of a write whose answer was lost): `request_id`, `input_index` and `variant` tell, within a drain and against `known`
+(a shadow's record stands beside the answer's under the same request).
 
 Why features are a list. Versions of a model differ in features, and a column per feature would change the table's schema
 at every change of the model. A row keeps the vector exactly as the model saw it, in the order of the contract that
@@ -92,14 +93,14 @@ def drain(
     received_at: datetime,
     after: int = -1,
     set_aside_after: int = -1,
-    known: Collection[tuple[str, int]] = frozenset(),
+    known: Collection[tuple[str, int, str]] = frozenset(),
     prediction_range: tuple[float, float] = (0.0, 1.0),
 ) -> Drained:
     """The new predictions and the new unreadable entries, each beyond the last `position` its table has committed.
 
     `predictions` has the schema PREDICTIONS and then a column per field of `fields` (`input_column(field.name)`): name
     those the rows are keyed and sliced by. A field the request did not carry is null.
-    `known` are (request_id, input_index) pairs the table has already; a retry follows its record within minutes, so those
+    `known` are (request_id, input_index, variant) the table has already; a retry follows its record within minutes, so those
     of the newest day or two are enough.
     `set_aside` has the schema SET_ASIDE: entries that are no record, are of another model, whose prediction is not a
     number within `prediction_range`, or whose time or fields cannot be read. An entry's error never stops the others.
@@ -108,7 +109,7 @@ def drain(
     read: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
     ids: set[str] = set()
-    keys: set[tuple[str, int]] = set()
+    keys: set[tuple[str, int, str]] = set()
     total, repeated, last = 0, 0, -1
     for entry in entries:
         total += 1
@@ -125,7 +126,7 @@ def drain(
             continue
         if at <= after:
             continue
-        key = (row["request_id"], row["input_index"])
+        key = (row["request_id"], row["input_index"], row["variant"])
         if key in keys or key in known:
             repeated += 1
             continue

@@ -16,7 +16,7 @@ from mlplatform.monitoring.drain import input_column
 from mlplatform.specs import RequestField
 
 KNOWN, PENDING, MISSING = "known", "pending", "missing"
-_IDENTITY = ("request_id", "input_index")
+_IDENTITY = ("request_id", "input_index", "variant")
 _OUTCOME = ("state", "label", "label_known_at")
 
 

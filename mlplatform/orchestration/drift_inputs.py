@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mlplatform.contracts import ServingContract
+from mlplatform.contracts import SHADOW_VARIANT, ServingContract
 from mlplatform.monitoring.drain import with_feature_columns
 from mlplatform.orchestration.assets.training import open_training_set
 from mlplatform.orchestration.resources import Clients
@@ -42,8 +42,8 @@ def training_reference(clients: Clients, spec: ModelSpec, version: ModelVersion)
 
 
 def served_features(clients: Clients, spec: ModelSpec, days: DayRange) -> pl.DataFrame:
-    """Logged predictions of `days`: one column per model input, and `prediction`."""
-    rows = clients.lake.read(("predictions", spec.name), days)
+    """Answered predictions of `days`: one column per model input, and `prediction`. A shadow's copies would count requests twice."""
+    rows = clients.lake.read(("predictions", spec.name), days).filter(pl.col("variant") != SHADOW_VARIANT)
     contracts: dict[str, ServingContract] = {}
     for version in rows["version"].unique():
         contract = clients.registry.contract_of(clients.registry.version(spec.name, int(version)))

@@ -118,9 +118,15 @@ def test_a_field_the_request_did_not_carry_is_null() -> None:
 
 
 def test_a_record_the_service_wrote_twice_counts_once_within_and_across_drains() -> None:
-    found = drained(Entry("5-0", record()), Entry("6-0", record()), Entry("7-0", record(input_index=1)), known={("r1", 1)})
+    found = drained(Entry("5-0", record()), Entry("6-0", record()), Entry("7-0", record(input_index=1)), known={("r1", 1, "champion")})
     assert found.predictions["stream_id"].to_list() == ["5-0"]
     assert found.repeated == 2
+
+
+def test_a_shadows_record_stands_beside_the_answers_under_the_same_request() -> None:
+    found = drained(Entry("5-0", record()), Entry("6-0", record(variant="shadow")), Entry("7-0", record(variant="shadow")))
+    assert found.predictions["variant"].to_list() == ["champion", "shadow"]
+    assert found.repeated == 1
 
 
 payloads = st.one_of(

@@ -21,11 +21,19 @@ def predictions(rows: list[tuple[str | None, int]]) -> pl.DataFrame:
         {
             "request_id": [f"r{k}" for k in range(len(rows))],
             "input_index": [0] * len(rows),
+            "variant": ["champion"] * len(rows),
             "requested_at": [START + hour * HOUR for _, hour in rows],
             "prediction": [0.5] * len(rows),
             "key": [key for key, _ in rows],
         },
-        schema={"request_id": pl.String, "input_index": pl.Int64, "requested_at": UTC_US, "prediction": pl.Float64, "key": pl.String},
+        schema={
+            "request_id": pl.String,
+            "input_index": pl.Int64,
+            "variant": pl.String,
+            "requested_at": UTC_US,
+            "prediction": pl.Float64,
+            "key": pl.String,
+        },
     ).with_columns(pl.col("requested_at").dt.date().alias("event_date"))
 
 

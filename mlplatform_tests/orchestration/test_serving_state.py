@@ -10,12 +10,25 @@ import xgboost as xgb
 from redis import Redis
 
 from mlplatform.clients.registry import NewVersion, Registry
-from mlplatform.contracts import GATES_TAG, MODELS_CHANNEL, PREVIOUS, PRODUCTION, ContractFeature, ServingContract
+from mlplatform.contracts import (
+    CANARY,
+    GATES_TAG,
+    MODELS_CHANNEL,
+    PREVIOUS,
+    PRODUCTION,
+    SHADOW,
+    TRAFFIC_TAG,
+    CanaryRule,
+    ContractFeature,
+    ServingContract,
+    TrafficRules,
+)
 from mlplatform.deployment.decide import NothingToRollBackToError
 from mlplatform.orchestration import resources
 from mlplatform.orchestration.resources import Clients, PlatformResource
 from mlplatform.orchestration.serving_state import promote, roll_back, serving_state
 from mlplatform.orchestration.summaries import store_summary
+from mlplatform.orchestration.traffic_state import set_canary_weight, set_rules, set_side, traffic_state
 from mlplatform.records import SkewSummary, TrainingManifest
 from mlplatform.settings import load_settings
 
@@ -206,6 +219,53 @@ def test_a_step_tried_again_in_its_run_records_once(clients, model, monkeypatch)
             promote(clients, model, 1, "dagster", "run-1")
     promote(clients, model, 1, "dagster", "run-1")
     assert told(clients, model) == [("promote", 1, None, "dagster")]
+
+
+def test_a_canary_is_named_weighted_and_taken_away_and_the_ledger_and_the_services_know(clients, model, notices):
+    promote(clients, model, 1, "ann")
+    notices()
+    assert set_canary_weight(clients, model, 5, "ann", "too early").reasons == (
+        "no version carries the alias 'canary', so nothing could answer its 5 %",
+    )
+    assert set_side(clients, model, CANARY, 2, "ann", "trial").changed
+    assert set_canary_weight(clients, model, 5, "ann", "trial").changed
+    assert traffic_state(clients, model).shares() == (("champion", 1, 95), ("canary", 2, 5))
+    assert notices() == [model, model]
+    again = set_canary_weight(clients, model, 5, "ann", "trial")
+    assert (again.changed, again.refused, notices()) == (False, False, [])
+    set_canary_weight(clients, model, 0, "ann", "over")
+    set_side(clients, model, CANARY, None, "ann", "over")
+    assert traffic_state(clients, model).shares() == (("champion", 1, 100),)
+    assert told(clients, model)[1:] == [
+        ("canary", 2, None, "ann"),
+        ("traffic", 2, 2, "ann"),
+        ("traffic", 2, 2, "ann"),
+        ("canary", None, 2, "ann"),
+    ]
+    assert serving_state(clients, model).unrecorded is None
+
+
+def test_a_version_that_failed_its_gates_may_be_shadow_but_not_canary(clients, model):
+    assert "has not passed its gates" in set_side(clients, model, CANARY, 3, "ann", "trial").reasons[0]
+    assert set_side(clients, model, SHADOW, 3, "ann", "look").changed
+    assert traffic_state(clients, model).aliases == {SHADOW: 3}
+
+
+def test_rules_on_record_that_are_none_are_told_and_can_be_replaced(clients, model, registry):
+    registry.set_model_tag(model, TRAFFIC_TAG, '{"canary": 5}')
+    state = traffic_state(clients, model)
+    assert state.rules is None
+    assert "the rules on record are none" in state.fault
+    assert set_rules(clients, model, TrafficRules(), "ann", "mend").changed
+    assert traffic_state(clients, model).rules == TrafficRules()
+    assert registry.model_tags(model)[TRAFFIC_TAG] == TrafficRules().canonical_json()
+
+
+def test_the_weight_changes_and_the_rest_of_the_rules_stays(clients, model):
+    set_side(clients, model, CANARY, 2, "ann", "trial")
+    set_rules(clients, model, TrafficRules(canary=CanaryRule(weight=1, salt="x"), shadow_share=10), "ann", "trial")
+    set_canary_weight(clients, model, 5, "ann", "more")
+    assert traffic_state(clients, model).rules == TrafficRules(canary=CanaryRule(weight=5, salt="x"), shadow_share=10)
 
 
 def _killed(*_: object, **__: object) -> None:

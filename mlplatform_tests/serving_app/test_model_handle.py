@@ -82,7 +82,7 @@ REFUSALS = {
     "an example answered otherwise in training": ("examples", lambda m: spoil(m, example_predictions=[0.5] * 16)),
     "no examples": ("examples", lambda m: spoil(m, example_predictions=[], example_features=[])),
     "a field whose own example is invalid": (
-        "warm-up",
+        "contract",
         lambda m: spoil(m, fields=[f.model_dump(mode="json") | ({"maximum": 1} if f.name == "price" else {}) for f in m.contract.fields]),
     ),
 }

@@ -27,7 +27,9 @@ async def ready(serving: ServingDep) -> Ready:
     reasons = await unready(serving)
     if reasons:
         raise unavailable("not-ready", "; ".join(reasons), tuple(FieldError(reason) for reason in reasons))
-    warnings = [f"{r.ref.model} version {r.ref.version} was refused ({r.step}: {r.reason})" for r in serving.watcher.refusals.values()]
+    refused = [*serving.watcher.refusals.values(), *serving.watcher.side_refusals.values()]
+    warnings = [f"{r.ref.model} version {r.ref.version} was refused as {r.role} ({r.step}: {r.reason})" for r in refused]
+    warnings += [f"{model}: the newest traffic rules were refused: {why}" for model, why in serving.watcher.rule_faults.items()]
     models = {slot.current.name: slot.current.version for slot in serving.router}
     return Ready(status="ready", models=models, device=serving.device, warnings=warnings)
 

@@ -12,8 +12,11 @@ from serving_app.schemas import (
     ModelDetail,
     ModelList,
     ModelSummary,
+    RefusedInRole,
     RefusedVersion,
     ServedVersion,
+    Traffic,
+    VariantShare,
     ViewDetail,
     example_inputs,
     input_schema,
@@ -34,7 +37,6 @@ async def show_model(model: str, serving: ServingDep) -> ModelDetail:
     if slot is None:
         raise unknown_model(serving.router, serving.watcher, model)
     contract = slot.current.contract
-    held = [("current", slot.current), *([("previous", slot.previous)] if slot.previous else [])]
     return ModelDetail(
         **dict(_summary(serving, slot)),
         threshold=contract.threshold,
@@ -53,7 +55,7 @@ async def show_model(model: str, serving: ServingDep) -> ModelDetail:
                 training_set_hash=handle.contract.training_set_hash,
                 device=handle.device,
             )
-            for role, handle in held
+            for role, handle in slot.held()
         ],
     )
 
@@ -69,4 +71,21 @@ def _summary(serving: Serving, slot: Slot) -> ModelSummary:
         previous_version=slot.previous.version if slot.previous else None,
         contract_digest=handle.digest,
         refused=RefusedVersion(version=refusal.ref.version, step=refusal.step, reason=refusal.reason) if refusal else None,
+        traffic=_traffic(serving, slot),
+    )
+
+
+def _traffic(serving: Serving, slot: Slot) -> Traffic:
+    model = slot.current.name
+    refused = [r for (name, _), r in sorted(serving.watcher.side_refusals.items()) if name == model]
+    return Traffic(
+        variants=[
+            VariantShare(variant=s.choice.variant, version=s.choice.handle.version, percent=round(s.percent, 6))
+            for s in serving.router.shares(model)
+        ],
+        shadow_version=slot.shadow.version if slot.shadow else None,
+        shadow_share=slot.rules.shadow_share,
+        sticky_on=list(serving.router.sticky_fields(model)),
+        refused=serving.watcher.rule_faults.get(model),
+        refused_versions=[RefusedInRole(role=r.role, version=r.ref.version, step=r.step, reason=r.reason) for r in refused],
     )

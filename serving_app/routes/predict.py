@@ -3,14 +3,13 @@
 Belongs here: HTTP around `Predictor`. Does not belong here: the steps of a prediction.
 """
 
-import time
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 
 from serving_app.body import read_body
 from serving_app.deps import ServingDep
-from serving_app.problems import ProblemError
 from serving_app.schemas import PredictRequest, PredictResponse, problems
 
 router = APIRouter(prefix="/v1/models", tags=["predictions"])
@@ -25,19 +24,10 @@ router = APIRouter(prefix="/v1/models", tags=["predictions"])
 )
 async def predict(model: str, request: Request, serving: ServingDep) -> Response:
     """Features are read from the online store; what is missing or too old is replaced as the contract says, and named in `imputed`."""
-    started = time.perf_counter()
-    status, choice = 500, None
+    read = partial(read_body, request.scope["headers"], request.receive, serving.settings.serving_body_limit)
     try:
-        choice = serving.predictor.choose(model)
-        body = await read_body(request.scope["headers"], request.receive, serving.settings.serving_body_limit)
-        answer = await serving.predictor.answer(choice, body, request.state.request_id, started)
-        status = 200
-    except ProblemError as problem:
-        status = problem.status
-        raise
+        with serving.predictor.exchange(model, request.state.request_id) as exchange:
+            answer = await serving.predictor.respond(exchange, read)
     except ClientDisconnect:
-        status = 499  # nobody is left to answer; the code is nginx's for this
-        return Response(status_code=status)
-    finally:
-        serving.predictor.count(model, choice, status, started)
+        return Response(status_code=499)  # nobody is left to answer
     return Response(answer, media_type="application/json")

@@ -15,7 +15,7 @@ import polars as pl
 
 from mlplatform.clients.lake import DAY
 from mlplatform.clients.stream import StreamClient
-from mlplatform.contracts import PRODUCTION, prediction_stream
+from mlplatform.contracts import CANARY_VARIANT, PRODUCTION, SHADOW_VARIANT, prediction_stream
 from mlplatform.evaluation.metrics import score
 from mlplatform.monitoring import drain as log
 from mlplatform.monitoring import drift, outcomes, performance
@@ -145,13 +145,13 @@ def _trim(stream: StreamClient, spec: ModelSpec, stored: int) -> None:
         stream.trim_through(prediction_stream(spec.name), log.stream_id_at(stored - 1))
 
 
-def _recent_requests(clients: Clients, spec: ModelSpec) -> set[tuple[str, int]]:
+def _recent_requests(clients: Clients, spec: ModelSpec) -> set[tuple[str, int, str]]:
     key = ("predictions", spec.name)
     if not clients.lake.exists(key):
         return set()
     now = clients.clock.now()
-    rows = clients.lake.scan(key, DayRange((now - _RETRIES_WITHIN).date(), now.date())).select("request_id", "input_index").collect()
-    return set(rows.iter_rows())
+    days = DayRange((now - _RETRIES_WITHIN).date(), now.date())
+    return set(clients.lake.scan(key, days).select("request_id", "input_index", "variant").collect().iter_rows())
 
 
 def join_labels(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any]:
@@ -180,10 +180,10 @@ def join_labels(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any
 
 
 def report_performance(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any]:
-    """Metrics of what was served, by day and overall."""
+    """Metrics of what was served, by day and overall: all answers but those of a canary, which is on trial, and of a shadow."""
     now = clients.clock.now()
     rows = clients.lake.read(("outcomes", spec.name), DayRange((now - REPORTED_DAYS).date(), now.date())).filter(
-        pl.col("variant") == "champion"
+        ~pl.col("variant").is_in([CANARY_VARIANT, SHADOW_VARIANT])
     )
     if rows.is_empty():
         return {"note": "no prediction was served in the last 28 days"}

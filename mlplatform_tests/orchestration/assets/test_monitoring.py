@@ -237,6 +237,21 @@ def test_performance_is_of_the_known_outcomes_and_left_for_the_sensors(clients, 
     assert summary["metrics"]["auc"] == 1.0
 
 
+def test_shadows_and_canaries_are_kept_and_labelled_beside_the_answers_and_count_in_no_performance(clients, answer, orders):
+    for number in range(40):
+        answer(number, 5.0, prediction=0.9 if number % 2 else 0.1, variant="price/b" if number < 20 else "champion")
+        answer(number, 5.0, prediction=0.5, variant="shadow", version=2)
+        answer(100 + number, 5.0, prediction=0.5, variant="canary", version=2)
+    orders(*((n, 5.0, n % 2, 1.0) for n in (*range(40), *range(100, 140))))
+    assert drain_log(clients, MODEL, "run")["drained"] == 120
+    join_labels(clients, MODEL, "run")
+    variants = clients.lake.read(("outcomes", "returns"))["variant"].value_counts().sort("variant")
+    assert variants.rows() == [("canary", 40), ("champion", 20), ("price/b", 20), ("shadow", 40)]
+    assert report_performance(clients, MODEL, "run")["outcomes"] == 40
+    summary = json.loads(clients.lake.last_metadata(("performance", "returns"), SUMMARY))
+    assert summary["metrics"]["auc"] == 1.0
+
+
 def test_a_monitoring_run_before_the_first_prediction_measures_nothing_and_succeeds(clients, orders, materialize, monkeypatch):
     class Registry:
         def by_alias(self, *_: str) -> None:

@@ -1,12 +1,8 @@
 """A model's life against a real MLflow server: alias changes without a restart, refusals, the registry's absence."""
 
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -18,73 +14,6 @@ import xgboost as xgb
 from mlplatform.contracts import CONTRACT_FILE, MODELS_CHANNEL
 
 ROW = {"shop": "s1", "customer": 7, "placed_at": "2013-09-01T10:30:00Z", "price": 12.5, "items": 3, "channel": "store", "age": 30}
-
-
-class Mlflow:
-    """A real `mlflow server`, spoken to by REST only."""
-
-    def __init__(self, root: Any, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}"
-        self._log = (root / "mlflow.log").open("wb")
-        store = [f"--backend-store-uri=sqlite:///{root}/mlflow.db", f"--artifacts-destination={root}/artifacts", "--serve-artifacts"]
-        command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1", *store]
-        self._popen = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True)
-        self.http = httpx.Client(base_url=self.url, timeout=30)
-
-    def wait(self) -> None:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                if self.http.get("/health").status_code == 200:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.2)
-        raise AssertionError("MLflow did not start")
-
-    def post(self, path: str, **body: Any) -> Any:
-        answer = self.http.post(f"/api/2.0/mlflow/{path}", json=body)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def register(self, model: str, files: dict[str, bytes]) -> int:
-        run = self.post("runs/create", experiment_id="0")["run"]["info"]
-        folder = run["artifact_uri"].removeprefix("mlflow-artifacts:/").lstrip("/") + "/model"
-        for name, raw in files.items():
-            assert self.http.put(f"/api/2.0/mlflow-artifacts/artifacts/{folder}/{name}", content=raw).status_code == 200
-        if self.http.get("/api/2.0/mlflow/registered-models/get", params={"name": model}).status_code == 404:
-            self.post("registered-models/create", name=model)
-        version = self.post("model-versions/create", name=model, source=f"mlflow-artifacts:/{folder}", run_id=run["run_id"])
-        return int(version["model_version"]["version"])
-
-    def alias(self, model: str, version: int) -> None:
-        self.post("registered-models/alias", name=model, alias="production", version=str(version))
-
-    def pause(self) -> None:
-        os.killpg(self._popen.pid, signal.SIGSTOP)
-
-    def resume(self) -> None:
-        os.killpg(self._popen.pid, signal.SIGCONT)
-
-    def stop(self) -> None:
-        self.http.close()
-        os.killpg(self._popen.pid, signal.SIGKILL)
-        self._popen.wait(10)
-        self._log.close()
-
-
-@pytest.fixture(scope="module")
-def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mlflow]:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = Mlflow(tmp_path_factory.mktemp("mlflow"), port)
-    try:
-        server.wait()
-        yield server
-    finally:
-        server.stop()
 
 
 def eventually(condition: Callable[[], Any], timeout_s: float = 15.0) -> None:
@@ -190,7 +119,7 @@ def test_a_bad_version_is_refused_and_the_old_one_goes_on(mlflow, make_model, op
     assert client.post(f"/v1/models/{name}/predict", json={"inputs": [ROW]}).json()["version"] == before
     ready = client.get("/health/ready")
     assert ready.status_code == 200
-    assert f"version {bad} was refused" in ready.json()["warnings"][0]
+    assert f"version {bad} was refused as production" in ready.json()["warnings"][0]
     assert f'mlplatform_model_refused_total{{model="{name}",step="{step}"}} 1.0' in client.get("/metrics").text
 
     mlflow.alias(name, before)

@@ -1,0 +1,83 @@
+"""How a model's versions share its traffic: read from the registry, and changed there.
+
+Belongs here: carrying a change out, for the command line and whoever judges a canary. Does not belong here: whether it may be (room
+`deployment`). The registered model's tag is the one source of truth: it outlives Redis, and services that were away read it when they
+come back.
+"""
+
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from mlplatform.contracts import CANARY, GATES_TAG, MODELS_CHANNEL, NO_RULES, TRAFFIC_TAG, TrafficRules
+from mlplatform.deployment.traffic import SideAlias, TrafficState, refuse_rules, refuse_side
+from mlplatform.orchestration.resources import Clients
+from mlplatform.records import LedgerEntry
+
+
+@dataclass(frozen=True)
+class TrafficChange:
+    """What came of it: done, refused (for `reasons`), or neither where it was so already."""
+
+    changed: bool
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def refused(self) -> bool:
+        return bool(self.reasons)
+
+
+def traffic_state(clients: Clients, model: str) -> TrafficState:
+    """Raises UnknownModelError for a model that was never registered."""
+    versions = clients.registry.versions(model)
+    aliases = {alias: v.version for v in versions for alias in v.aliases}
+    gates = {v.version: v.tags.get(GATES_TAG, "never evaluated") for v in versions}
+    text = clients.registry.model_tags(model).get(TRAFFIC_TAG, "")
+    try:
+        rules = TrafficRules.model_validate_json(text) if text.strip() else NO_RULES
+    except ValidationError as error:
+        return TrafficState(model, aliases, gates, None, f"the rules on record are none: {error.errors()[0]['msg']}")
+    return TrafficState(model, aliases, gates, rules)
+
+
+def set_rules(clients: Clients, model: str, wanted: TrafficRules, actor: str, reason: str, run_id: str = "") -> TrafficChange:
+    """Publishes traffic rules: the tag, the ledger, then the notice to the services. Refused ones change nothing."""
+    state = traffic_state(clients, model)
+    if reasons := refuse_rules(state, wanted):
+        return TrafficChange(False, reasons)
+    if state.rules == wanted:
+        return TrafficChange(False)
+    clients.registry.set_model_tag(model, TRAFFIC_TAG, wanted.canonical_json())
+    version = state.aliases.get(CANARY)
+    evidence = {"rules": wanted.canonical_json(), "before": state.rules.canonical_json() if state.rules else ""}
+    at = clients.clock.now()
+    clients.ledger.append(LedgerEntry(at, model, "traffic", CANARY, version, version, actor, reason, run_id, evidence))
+    clients.redis.publish(MODELS_CHANNEL, model)
+    return TrafficChange(True)
+
+
+def set_canary_weight(clients: Clients, model: str, percent: float, actor: str, reason: str, run_id: str = "") -> TrafficChange:
+    """The canary's share of the entities, all else as it is; unreadable rules are replaced."""
+    rules = traffic_state(clients, model).rules or NO_RULES
+    # Validated anew: a copy would take any number.
+    canary = {**rules.canary.model_dump(), "weight": percent}
+    return set_rules(clients, model, TrafficRules.model_validate({**rules.model_dump(), "canary": canary}), actor, reason, run_id)
+
+
+def set_side(
+    clients: Clients, model: str, alias: SideAlias, version: int | None, actor: str, reason: str, run_id: str = ""
+) -> TrafficChange:
+    """Gives `canary` or `shadow` to a version, or takes it away (None). Refused ones change nothing."""
+    state = traffic_state(clients, model)
+    before = state.aliases.get(alias)
+    if before == version:
+        return TrafficChange(False)
+    if version is None:
+        clients.registry.delete_alias(model, alias)
+    elif reasons := refuse_side(state, alias, version):
+        return TrafficChange(False, reasons)
+    else:
+        clients.registry.set_alias(model, alias, version)
+    clients.ledger.append(LedgerEntry(clients.clock.now(), model, alias, alias, version, before, actor, reason, run_id))
+    clients.redis.publish(MODELS_CHANNEL, model)
+    return TrafficChange(True)

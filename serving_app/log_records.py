@@ -1,0 +1,28 @@
+"""What a prediction record says, for answers and for shadows alike.
+
+Belongs here: the fields of `contracts.PredictionRecord` from a scored request. Does not belong here: the way to the stream.
+"""
+
+from typing import Any
+
+from serving_app.batcher import Scored
+from serving_app.inputs import ParsedInputs
+from serving_app.prediction_log import LogEntry
+from serving_app.router import Choice
+
+
+def log_entry(
+    choice: Choice, request_id: str, parsed: ParsedInputs, scored: Scored, rows: list[dict[str, Any]], latency_ms: float
+) -> LogEntry:
+    """The records of one request; `rows` as `Scored.rows` gives them."""
+    handle = choice.handle
+    common = {
+        "request_id": request_id,
+        "requested_at": scored.requested_at,
+        "model": handle.name,
+        "version": handle.version,
+        "variant": choice.variant,
+        "contract_digest": handle.digest,
+        "latency_ms": round(latency_ms, 3),
+    }
+    return LogEntry(handle.name, common, rows, parsed.received, scored.matrix)
