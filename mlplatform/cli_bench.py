@@ -57,16 +57,21 @@ def bench_join(
 
 @bench.command("serving")
 def bench_serving(
-    peers: Annotated[str, typer.Option(help="Comma-separated; empty: the service alone.")] = "",
-    cases: Annotated[str, typer.Option(help="Comma-separated loads.")] = "1x1,1x16,1x64,100x64,open",
+    peers: Annotated[
+        str, typer.Option(help="Comma-separated: mlserver, tutorial, fastapi-hello, uvicorn-hello, mlflow; empty: the service alone.")
+    ] = "mlserver,tutorial,fastapi-hello,uvicorn-hello",
+    cases: Annotated[str, typer.Option(help="Comma-separated loads: rows x connections, and an open loop.")] = "1x1,1x16,1x64,100x64,open",
     seconds: Annotated[float, typer.Option(min=1, help="Of each measurement.")] = 3.0,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of every service; medians are of these.")] = 3,
+    scale: Annotated[bool, typer.Option(help="Two processes beside one, where there are four cores.")] = True,
+    home: Home = HERE,
     as_json: AsJson = False,
 ) -> None:
-    """The prediction service under load, beside its peers: throughput, latency, CPU and memory."""
+    """The prediction service under load, beside its peers: throughput, latency, CPU and memory. Needs wrk (`make bench-tools`)."""
     from mlplatform.local.bench_serving.run import Options, run_bench_serving
 
-    raise typer.Exit(run_bench_serving(Options(_names(peers), _names(cases), seconds, rounds), as_json))
+    options = Options(home / "bench", _names(peers), _names(cases), seconds, rounds, scale)
+    raise typer.Exit(run_bench_serving(options, as_json))
 
 
 def _names(given: str) -> tuple[str, ...]:
