@@ -19,11 +19,12 @@ import numpy.typing as npt
 
 from mlplatform.local import services
 from mlplatform.local.bench_serving.peer_environment import peer_environment
-from mlplatform.local.bench_serving.world import COLUMNS, MODEL, Question, World
+from mlplatform.local.bench_serving.world import COLUMNS, MODEL, Question, Subject, World
 from mlplatform.local.supervisor import Launch, free_port
 
 OURS, MLSERVER, TUTORIAL, FASTAPI, UVICORN, MLFLOW = "ours", "mlserver", "tutorial", "fastapi-hello", "uvicorn-hello", "mlflow"
 DEFAULT_PEERS = (MLSERVER, TUTORIAL, FASTAPI, UVICORN)
+WITHOUT_MODEL = (FASTAPI, UVICORN)
 
 _APPS = "mlplatform.local.bench_serving.apps"
 _MLSERVER_PACKAGES = ("mlserver==1.7.1", "mlserver-xgboost==1.7.1", "xgboost==3.2.0")
@@ -36,16 +37,18 @@ class Site:
 
     folder: Path
     cache: Path
-    world: World
+    subject: Subject
     redis_url: str
     mlflow_url: str
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One service. `ask` makes the body of a request (None: it is asked by GET, has no model), `read` gives the predictions of an answer.
+    """One service.
 
-    `launch(site, port, workers)` says how it starts. `cases`: the loads it is put under; of the others it would need minutes.
+    `launch(site, port, workers)` says how it starts, `path` where it is asked (it may name the `{model}`). `ask` makes the body of a
+    request; without it, it is asked by GET and has no model. `read` gives the predictions of an answer. `cases`: the loads it is put
+    under; of the others it would need minutes.
     """
 
     name: str
@@ -68,7 +71,7 @@ def _ours(site: Site, port: int, workers: int) -> Launch:
         "MLPLATFORM_HOME": str(site.folder),
         "MLPLATFORM_REDIS_URL": site.redis_url,
         "MLPLATFORM_MLFLOW_URL": site.mlflow_url,
-        "MLPLATFORM_CLOCK": "system",
+        "MLPLATFORM_CLOCK": site.subject.clock,
         "MLPLATFORM_DEVICE": "cpu",
     }
     return service_launch(settings, port, workers)
@@ -82,7 +85,7 @@ def _mlserver(site: Site, port: int, workers: int) -> Launch:
     # Its worker processes are for several models and cores; with one of each they would be a hop more.
     server = {"host": services.HOST, "debug": False, "parallel_workers": 0 if workers == 1 else workers, **ports}
     (folder / "settings.json").write_text(json.dumps(server))
-    model = {"name": MODEL, "implementation": "mlserver_xgboost.XGBoostModel", "parameters": {"uri": str(site.world.model_file)}}
+    model = {"name": MODEL, "implementation": "mlserver_xgboost.XGBoostModel", "parameters": {"uri": str(site.subject.model_file)}}
     (folder / "model-settings.json").write_text(json.dumps(model | {"max_batch_size": _BATCH, "max_batch_time": _BATCH_WAIT_S}))
     return _peer(MLSERVER, [str(programs / "mlserver"), "start", str(folder)], port, {"PATH": _first_in_path(programs)})
 
@@ -91,8 +94,8 @@ def _tutorial(site: Site, port: int, workers: int) -> Launch:
     from mlplatform.local.bench_serving.apps import tutorial
 
     repository = site.folder / TUTORIAL
-    if not repository.exists():
-        tutorial.write_repository(repository, site.redis_url, site.world)
+    assert isinstance(site.subject, World), "only the made-up model's values are handed to peers"
+    tutorial.write_repository(repository, site.redis_url, site.subject)
     environment = {tutorial.REPOSITORY: str(repository), "MLFLOW_TRACKING_URI": site.mlflow_url}
     return _uvicorn(TUTORIAL, f"{_APPS}.tutorial:create_app", port, workers, environment)
 
@@ -118,14 +121,16 @@ def _first_in_path(folder: Path) -> str:
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
-def _decimal(features: npt.NDArray[np.float32]) -> list[list[float]]:
+def _decimal(features: npt.NDArray[np.float32] | None) -> list[list[float]]:
     """The shortest decimals that are these float32: what a client of a 32-bit tensor would send."""
+    assert features is not None, "only the made-up model's features are known beforehand"
     return [[float(str(value)) for value in row] for row in features]
 
 
 def _tensor(question: Question) -> dict[str, Any]:
-    data = [value for row in _decimal(question.features) for value in row]
-    return {"inputs": [{"name": "x", "shape": list(question.features.shape), "datatype": "FP32", "data": data}]}
+    rows = _decimal(question.features)
+    data = [value for row in rows for value in row]
+    return {"inputs": [{"name": "x", "shape": [len(rows), len(COLUMNS)], "datatype": "FP32", "data": data}]}
 
 
 _ALL = frozenset({"1x1", "1x16", "1x64", "100x64", "open"})
@@ -137,7 +142,7 @@ CONTENDERS = {
             name=OURS,
             title="this service",
             launch=_ours,
-            path=f"/v1/models/{MODEL}/predict",
+            path="/v1/models/{model}/predict",
             cases=_ALL,
             ask=lambda question: {"inputs": question.inputs},
             read=lambda answer: [row["prediction"] for row in answer["predictions"]],
@@ -146,7 +151,7 @@ CONTENDERS = {
             name=MLSERVER,
             title="MLServer, features given",
             launch=_mlserver,
-            path=f"/v2/models/{MODEL}/infer",
+            path="/v2/models/{model}/infer",
             cases=_ALL,
             ask=_tensor,
             read=lambda answer: list(answer["outputs"][0]["data"]),

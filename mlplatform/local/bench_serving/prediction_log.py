@@ -19,14 +19,15 @@ _DRAIN_S = 60.0
 
 @dataclass(frozen=True)
 class LogBalance:
-    """`counts` by the service's names, which must add up: accepted = written + spilled + dropped + queued. `in_stream`: entries ever added."""
+    """`counts` by the service's names, which must add up: accepted = written + spilled + dropped + queued. `in_stream`: entries its
+    stream was given since it started."""
 
     counts: Mapping[str, int]
     in_stream: int
 
     @property
     def missing(self) -> int:
-        """Records the counters or the stream cannot account for. A write whose answer was lost stands in the stream twice: no record is missing."""
+        """Records that counters or stream don't account for. One written twice, because an answer was lost, is not missing."""
         kept = sum(self.counts.get(name, 0) for name in ("written", "spilled", "dropped", "queued"))
         return abs(self.counts["accepted"] - kept) + max(0, self.counts["written"] - self.in_stream)
 
@@ -51,11 +52,16 @@ def drained(port: int) -> dict[str, int]:
     return counts
 
 
-def balance(port: int, redis: Redis, model: str) -> LogBalance:
-    counts = drained(port)
+def added(redis: Redis, model: str) -> int:
+    """How many entries the model's stream was ever given, trimmed ones included."""
     stream = prediction_stream(model)
-    added = int(redis.xinfo_stream(stream)["entries-added"]) if redis.exists(stream) else 0
-    return LogBalance(counts, added)
+    return int(redis.xinfo_stream(stream)["entries-added"]) if redis.exists(stream) else 0
+
+
+def balance(port: int, redis: Redis, model: str, before: int) -> LogBalance:
+    """`before`: entries the stream had been given when the service started."""
+    counts = drained(port)
+    return LogBalance(counts, added(redis, model) - before)
 
 
 def trim(redis: Redis, model: str) -> None:

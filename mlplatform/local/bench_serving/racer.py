@@ -1,15 +1,13 @@
-"""A contender that runs: checked for right answers, then measured under one load after the other.
+"""A contender that runs, under one load after the other.
 
-Belongs here: what is done with one running service. Does not belong here: who races whom, and when (`run`).
+Belongs here: what is done with one running service. Does not belong here: who races whom, and when (`run`), whether
+answers are right (`answers`).
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from mlplatform.local.bench_serving import server
 from mlplatform.local.bench_serving.cases import Case, Measured
@@ -21,7 +19,6 @@ from mlplatform.local.supervisor import Supervisor, free_port
 Questions = Mapping[int, Sequence[Question]]  # by inputs a request
 
 _WARM_UP_S = 1.0
-_AT_ONCE = 32
 _ALL_PROCESSES_ANSWER = 20  # good answers in a row, each on a connection of its own
 
 
@@ -31,6 +28,7 @@ class Racer:
 
     contender: Contender
     port: int
+    path: str
     running: server.Running
     bodies: Mapping[int, Path]
 
@@ -45,42 +43,23 @@ class Racer:
         workers: int = 1,
     ) -> "Racer":
         """Starts the service and waits for its first good answer; with several workers, until all of them are likely to answer."""
-        port, ask = free_port(), contender.ask
+        port, path, ask = free_port(), contender.path.format(model=site.subject.model), contender.ask
         launch = contender.launch(site, port, workers)
         bodies = {}
-        for rows in questions if ask else ():
-            bodies[rows] = write_bodies(site.folder / f"{contender.name}-{rows}.jsonl", [ask(q) for q in questions[rows]])
+        if ask:
+            for rows, asked in questions.items():
+                bodies[rows] = write_bodies(site.folder / f"{contender.name}-{rows}.jsonl", map(ask, asked))
         first = ask(questions[1][0]) if ask else None
-        running = server.start(supervisor, launch, cores, contender.path, first)
+        running = server.start(supervisor, launch, cores, path, first)
         in_row = 0
         while workers > 1 and in_row < _ALL_PROCESSES_ANSWER:
-            in_row = in_row + 1 if server.answers(port, contender.path, first) else 0
-        return cls(contender, port, running, bodies)
+            in_row = in_row + 1 if server.answers(port, path, first) else 0
+        return cls(contender, port, path, running, bodies)
 
     def settle(self) -> None:
         """Waits until what an earlier load left in the service's queue is answered: one more request stands behind it."""
         body = json.loads(self.bodies[1].read_text().partition("\n")[0]) if self.bodies else None
-        server.ask(self.port, self.contender.path, body)
-
-    def wrong_answers(self, questions: Questions, count: int = 500) -> int:
-        """Of `count` requests of each size, many at once: predictions that are not, bit by bit, what `Booster.predict` says."""
-        ask, read = self.contender.ask, self.contender.read
-        if ask is None or read is None:
-            return 0
-
-        def wrong(question: Question) -> int:
-            said = np.array(read(server.ask(self.port, self.contender.path, ask(question))), dtype=np.float32)
-            if said.shape != question.answers.shape:
-                return len(question.answers)
-            return int((said.view(np.uint32) != question.answers.view(np.uint32)).sum())
-
-        asked = [question for rows, many in questions.items() if rows in self._sizes for question in many[:count]]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            return sum(pool.map(wrong, asked))
-
-    @property
-    def _sizes(self) -> frozenset[int]:
-        return frozenset(rows for rows in self.bodies if rows == 1 or "100x64" in self.contender.cases)
+        server.ask(self.port, self.path, body)
 
     def measure(self, case: Case, turn: int, seconds: float, supervisor: Supervisor) -> Measured:
         """One load for `seconds`, after a second of the same to warm up."""
@@ -100,5 +79,5 @@ class Racer:
         )
 
     def load(self, case: Case, seconds: float) -> LoadFigures:
-        target = Target(self.port, self.contender.path, self.bodies.get(case.rows))
+        target = Target(self.port, self.path, self.bodies.get(case.rows))
         return open_loop(target, case.rate, seconds) if case.rate else closed_loop(target, case.connections, seconds)

@@ -8,10 +8,13 @@ import platform as machine
 from statistics import median
 from typing import Any
 
-from mlplatform.local.bench_serving.cases import CASES, Measured
+from mlplatform.local.bench_serving.cases import CASES, Case, Measured
 from mlplatform.local.bench_serving.contenders import CONTENDERS, OURS
+from mlplatform.local.bench_serving.profile import Share
 from mlplatform.local.bench_serving.targets import Judged, Taken
-from mlplatform.printing import say
+from mlplatform.printing import print_json, say, table
+
+_SHOWN = 0.005  # smaller shares of a profile are left out
 
 
 def rows(taken: Taken) -> list[dict[str, Any]]:
@@ -40,7 +43,8 @@ def _row(taken: Taken, contender: str, case: str) -> dict[str, Any]:
 
 
 def _ms(runs: list[Measured], name: str) -> float:
-    return round(median(getattr(m.load, name) for m in runs), 2)
+    figures: list[float] = [getattr(m.load, name) for m in runs]
+    return round(median(figures), 2)
 
 
 def to_dict(taken: Taken, judged: list[Judged]) -> dict[str, Any]:
@@ -65,8 +69,8 @@ def show(taken: Taken, judged: list[Judged]) -> None:
     from rich.console import Console
 
     console = Console()
-    for table in (_services(taken), _targets(judged)):
-        console.print(table)
+    console.print(_services(taken))
+    console.print(_targets(judged))
     counts = ", ".join(f"{name} {count:,}" for name, count in taken.balance.counts.items())
     say(f"prediction log: {counts}; added to the stream {taken.balance.in_stream:,}")
     if unlike := {name: count for name, count in taken.wrong.items() if count and name != OURS}:
@@ -77,23 +81,40 @@ def show(taken: Taken, judged: list[Judged]) -> None:
 def _services(taken: Taken) -> Any:
     from rich.table import Table
 
-    table = Table(title="Prediction service and peers, one process", title_justify="left", header_style="bold")
+    shown = Table(title="Prediction service and peers, one process", title_justify="left", header_style="bold")
     names = ("service", "load", "req/s", "ours ×", "p50 ms", "p95", "p99", "CPU s/1k", "MB", "ready s", "errors", "others")
     for name in names:
-        table.add_column(name, justify="left" if name in ("service", "load") else "right", no_wrap=name != "service")
+        shown.add_column(name, justify="left" if name in ("service", "load") else "right", no_wrap=name != "service")
     for row in rows(taken):
-        table.add_row(*("" if value is None else f"{value:,}" if isinstance(value, int | float) else value for value in row.values()))
-    return table
+        shown.add_row(*("" if value is None else f"{value:,}" if isinstance(value, int | float) else value for value in row.values()))
+    return shown
 
 
 def _targets(judged: list[Judged]) -> Any:
     from rich.table import Table
 
-    table = Table(title="Targets", title_justify="left", header_style="bold")
+    shown = Table(title="Targets", title_justify="left", header_style="bold")
     for name in ("what", "figure", "target", "met"):
-        table.add_column(name, justify="left" if name in ("what", "met") else "right")
+        shown.add_column(name, justify="left" if name in ("what", "met") else "right")
     for j in judged:
         figure = "-" if j.figure is None else f"{j.figure:,.3g}" if j.figure < 1000 else f"{j.figure:,.0f}"
         met = {True: "[green]yes[/green]", False: "[red]no[/red]", None: f"not judged: {j.why}"}[j.met]
-        table.add_row(j.what, figure, f"{'≥' if j.at_least else '≤'} {j.limit:,g}", met)
-    return table
+        shown.add_row(j.what, figure, f"{'≥' if j.at_least else '≤'} {j.limit:,g}", met)
+    return shown
+
+
+def show_profile(case: Case, stages: list[Share], functions: list[Share], as_json: bool) -> None:
+    """Percent of the samples; what is below half a percent is left out."""
+    found = {
+        "by module": [_share(s) for s in stages if s.own >= _SHOWN],
+        "by function": [_share(s) for s in functions if s.own >= _SHOWN],
+    }
+    if as_json:
+        print_json({"case": case.title} | found)
+        return
+    for name, shares in found.items():
+        table(f"Where the time goes, {name}: {case.title}", shares, empty="no samples")
+
+
+def _share(share: Share) -> dict[str, Any]:
+    return {"where": share.where, "own %": round(100 * share.own, 1), "within %": round(100 * share.within, 1)}

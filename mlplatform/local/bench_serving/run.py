@@ -15,30 +15,49 @@ from redis import Redis
 
 from mlplatform.clients.registry import Registry
 from mlplatform.local import services
-from mlplatform.local.bench_serving import prediction_log, report, server
+from mlplatform.local.bench_serving import answers, prediction_log, profile, report, server
 from mlplatform.local.bench_serving.cases import CASES, Case, Measured
-from mlplatform.local.bench_serving.contenders import CONTENDERS, DEFAULT_PEERS, OURS, Contender, Site
-from mlplatform.local.bench_serving.load import find_wrk
+from mlplatform.local.bench_serving.contenders import CONTENDERS, DEFAULT_PEERS, OURS, WITHOUT_MODEL, Contender, Site
+from mlplatform.local.bench_serving.home_world import HomeWorld
+from mlplatform.local.bench_serving.load import LoadError, find_wrk
 from mlplatform.local.bench_serving.racer import Questions, Racer
 from mlplatform.local.bench_serving.targets import Taken, judge
-from mlplatform.local.bench_serving.world import MODEL, World
+from mlplatform.local.bench_serving.world import MODEL, Subject, World
 from mlplatform.local.supervisor import Supervisor
-from mlplatform.printing import print_json
+from mlplatform.printing import print_json, table
 
 _SINGLES, _HUNDREDS = 10_000, 200  # different requests of each size
+_CHECKED = 500  # of them, before anything is measured
+_CHECKED_ONLY = 2_000  # with --check
 _STARTS = 3
 
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for on the command line. `cache` keeps what may be used again by the next run."""
+    """What was asked for on the command line. `cache` keeps what may be used again by the next run.
+
+    `home`: the platform whose own `model` is served; None: the made-up model. `peers` None: those that suit the model.
+    """
 
     cache: Path
-    peers: Sequence[str] = DEFAULT_PEERS
+    model: str = MODEL
+    home: Path | None = None
+    peers: Sequence[str] | None = None
     cases: Sequence[str] = tuple(CASES)
     seconds: float = 3.0
     rounds: int = 3
     scale: bool = True
+
+    @property
+    def racing(self) -> list[Contender]:
+        """Ours first. Raises ValueError for a peer that is unknown, or has no way to serve a home's model."""
+        possible = [name for name in CONTENDERS if name != OURS and (self.home is None or name in WITHOUT_MODEL)]
+        wanted = self.peers if self.peers is not None else [name for name in DEFAULT_PEERS if name in possible]
+        if unknown := sorted(set(wanted) - set(possible)):
+            raise ValueError(f"no such peer here: {', '.join(unknown)}; there are {', '.join(possible)}")
+        if unknown := sorted(set(self.cases) - set(CASES)):
+            raise ValueError(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
+        return [CONTENDERS[name] for name in (OURS, *wanted)]
 
 
 @dataclass(frozen=True)
@@ -50,16 +69,24 @@ class Track:
     redis: Redis
     cores: server.Cores
     options: Options
+    questions: Questions
 
-    def start(self, contender: Contender, questions: Questions, cores: frozenset[int] | None = None, workers: int = 1) -> Racer:
-        return Racer.start(contender, self.site, self.supervisor, cores or self.cores.server, questions, workers)
+    def start(self, contender: Contender, cores: frozenset[int] | None = None, workers: int = 1) -> Racer:
+        return Racer.start(contender, self.site, self.supervisor, cores or self.cores.server, self.questions, workers)
+
+    def stop(self, racer: Racer) -> None:
+        self.supervisor.stop(racer.running.service.name)
+
+    def wrong_answers(self, racer: Racer, count: int) -> int:
+        return answers.wrong_answers(racer, self.questions, self.site.subject, self.redis, count)
 
 
 def run_bench_serving(options: Options, as_json: bool) -> int:
     """Prints figures and targets. Returns 0 if every judged target is met. Raises LoadError where wrk is missing."""
     find_wrk()
+    racing = options.racing
     with open_track(options) as track:
-        taken = _race(track)
+        taken = _race(track, racing)
     judged = judge(taken)
     if as_json:
         print_json(report.to_dict(taken, judged))
@@ -68,54 +95,87 @@ def run_bench_serving(options: Options, as_json: bool) -> int:
     return 0 if report.held(judged) else 1
 
 
+def run_check(options: Options, as_json: bool) -> int:
+    """Compares answers only, many more of them. Returns 0 if all are what `Booster.predict` says."""
+    with open_track(options) as track:
+        wrong = track.wrong_answers(track.start(CONTENDERS[OURS]), _CHECKED_ONLY)
+        asked = [question for many in track.questions.values() for question in many[:_CHECKED_ONLY]]
+    predictions = sum(len(question.inputs) for question in asked)
+    found = {"model": options.model, "requests": len(asked), "predictions": predictions, "wrong": wrong}
+    if as_json:
+        print_json(found)
+    else:
+        table("Answers, bit by bit", [found], empty="")
+    return 1 if wrong else 0
+
+
+def run_profile(options: Options, as_json: bool) -> int:
+    """Samples the service under the first of the cases, and shows where its processor time went."""
+    find_wrk()
+    profile.find_py_spy()
+    case = CASES[options.cases[0]]
+    with open_track(options) as track:
+        racer = track.start(CONTENDERS[OURS])
+        racer.measure(case, 0, 1.0, track.supervisor)
+        samples = track.site.folder / "samples.txt"
+        sampler = profile.sampling(racer.running.service.pid, options.seconds, samples)
+        racer.load(case, options.seconds)
+        said, _ = sampler.communicate()
+        if not samples.exists():
+            raise LoadError(f"py-spy gave no samples: {said.strip()[-500:]}")
+        found = list(profile.stacks(samples.read_text()))
+    report.show_profile(case, profile.by_file(found), profile.by_function(found), as_json)
+    return 0
+
+
 @contextmanager
 def open_track(options: Options) -> Iterator[Track]:
     """The model registered, its values online; everything but the service under load stays on the other cores."""
-    available = sorted(os.sched_getaffinity(0))
-    cores = server.Cores.split(available, 1)
+    cores = server.Cores.split(sorted(os.sched_getaffinity(0)), 1)
     if cores is None:
         raise server.TooFewCoresError("two cores are needed: one for the service, one for the load")
     with tempfile.TemporaryDirectory(prefix="mlplatform-bench-") as name, Supervisor(Path(name)) as supervisor:
         folder = Path(name)
-        world = World(folder)
+        subject: Subject = HomeWorld(folder, options.home, options.model) if options.home else World(folder)
         with server.on_cores(cores.load):
             valkey, mlflow = supervisor.start_all([services.valkey(folder), services.mlflow(folder)])
             with Redis.from_url(valkey.url) as redis:
                 # What the server writes to disk on the load's core is no cost of the service.
                 redis.config_set("appendonly", "no")
-                world.write_values(redis)
-                world.register(Registry(mlflow.url, timeout_s=30.0))
-                yield Track(Site(folder, options.cache, world, valkey.url, mlflow.url), supervisor, redis, cores, options)
+                subject.prepare(redis, Registry(mlflow.url, timeout_s=30.0))
+                site = Site(folder, options.cache, subject, valkey.url, mlflow.url)
+                sizes = {1: _SINGLES} | {CASES[name].rows: _HUNDREDS for name in options.cases if CASES[name].rows > 1}
+                questions = {rows: subject.questions(count, rows) for rows, count in sizes.items()}
+                yield Track(site, supervisor, redis, cores, options, questions)
 
 
-def _race(track: Track) -> Taken:
+def _race(track: Track, racing: Sequence[Contender]) -> Taken:
     options = track.options
-    cases = [CASES[name] for name in options.cases]
-    sizes = sorted({case.rows for case in cases} | {1})
-    questions = {rows: track.site.world.questions(_SINGLES if rows == 1 else _HUNDREDS, rows) for rows in sizes}
-    ready_s = {OURS: _starts(track, questions)}
+    ready_s = {OURS: _starts(track)}
+    added = prediction_log.added(track.redis, options.model)
     racers, wrong = [], {}
-    for name in (OURS, *options.peers):
-        racer = track.start(CONTENDERS[name], questions)
+    for contender in racing:
+        racer = track.start(contender)
         racers.append(racer)
-        ready_s.setdefault(name, []).append(racer.running.ready_s)
-        wrong[name] = racer.wrong_answers(questions)
+        ready_s.setdefault(contender.name, []).append(racer.running.ready_s)
+        wrong[contender.name] = track.wrong_answers(racer, _CHECKED)
         _rest(track, racer)
+    cases = [CASES[name] for name in options.cases]
     measured = [m for turn in range(options.rounds) for case in cases for m in _turn(track, racers, case, turn)]
-    balance = prediction_log.balance(racers[0].port, track.redis, MODEL)
+    balance = prediction_log.balance(racers[0].port, track.redis, options.model, added)
     for racer in racers:
-        track.supervisor.stop(racer.running.service.name)
-    scale, why = _scale(track, questions) if options.scale else (None, "not in this run")
+        track.stop(racer)
+    scale, why = _scale(track) if options.scale else (None, "not in this run")
     return Taken(measured, ready_s, wrong, balance, scale, why)
 
 
-def _starts(track: Track, questions: Questions) -> list[float]:
+def _starts(track: Track) -> list[float]:
     """Seconds to the first good answer of starts before the one that is measured; the first downloads the model."""
     found = []
     for _ in range(_STARTS - 1):
-        racer = track.start(CONTENDERS[OURS], questions)
+        racer = track.start(CONTENDERS[OURS])
         found.append(racer.running.ready_s)
-        track.supervisor.stop(racer.running.service.name)
+        track.stop(racer)
     return found
 
 
@@ -140,10 +200,10 @@ def _rest(track: Track, racer: Racer) -> None:
         racer.running.pause()
         return
     prediction_log.drained(racer.port)
-    prediction_log.trim(track.redis, MODEL)
+    prediction_log.trim(track.redis, track.options.model)
 
 
-def _scale(track: Track, questions: Questions) -> tuple[float | None, str]:
+def _scale(track: Track) -> tuple[float | None, str]:
     """Requests/s of two processes to one, in turns, each process with a core of its own; and why there is no figure."""
     cores = server.Cores.split(sorted(track.cores.server | track.cores.load), 2)
     if cores is None:
@@ -153,9 +213,8 @@ def _scale(track: Track, questions: Questions) -> tuple[float | None, str]:
     with server.on_cores(cores.load):
         for turn in range(track.options.rounds):
             for workers in (1, 2):
-                racer = track.start(ours, questions, frozenset(sorted(cores.server)[:workers]), workers)
+                racer = track.start(ours, frozenset(sorted(cores.server)[:workers]), workers)
                 rates[workers].append(racer.measure(case, turn, track.options.seconds, track.supervisor).load.per_s)
-                track.supervisor.stop(racer.running.service.name)
-                prediction_log.trim(track.redis, MODEL)
+                track.stop(racer)
+                prediction_log.trim(track.redis, track.options.model)
     return median(two / one for one, two in zip(rates[1], rates[2], strict=True)), ""
-

@@ -1,7 +1,9 @@
 """What the prediction service must reach, and whether it did.
 
-Belongs here: limits and what each is measured by. Does not belong here: measuring, showing. A figure that was not taken, because its case or peer
-was left out or the machine has too few cores, is not judged; it neither holds nor fails.
+Belongs here: limits and what each is measured by. Does not belong here: measuring, showing.
+
+A figure that was not taken (its case or peer was left out, the machine has too few cores) is not judged: it neither holds nor fails.
+
 """
 
 from collections.abc import Iterator, Sequence
