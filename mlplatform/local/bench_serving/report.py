@@ -103,10 +103,10 @@ def _targets(judged: list[Judged]) -> Any:
     return shown
 
 
-def show_profile(case: Case, stages: list[Share], functions: list[Share], as_json: bool) -> None:
+def show_profile(case: Case, packages: list[Share], functions: list[Share], as_json: bool) -> None:
     """Percent of the samples; what is below half a percent is left out."""
     found = {
-        "by module": [_share(s) for s in stages if s.own >= _SHOWN],
+        "by package": [_share(s) for s in packages if s.own >= _SHOWN],
         "by function": [_share(s) for s in functions if s.own >= _SHOWN],
     }
     if as_json:

@@ -124,7 +124,7 @@ def run_profile(options: Options, as_json: bool) -> int:
         if not samples.exists():
             raise LoadError(f"py-spy gave no samples: {said.strip()[-500:]}")
         found = list(profile.stacks(samples.read_text()))
-    report.show_profile(case, profile.by_file(found), profile.by_function(found), as_json)
+    report.show_profile(case, profile.by_package(found), profile.by_function(found), as_json)
     return 0
 
 
