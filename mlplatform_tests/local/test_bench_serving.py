@@ -58,13 +58,17 @@ class _Slow(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # the generator opens all its connections at once
+
+
 @pytest.fixture
 def slow_server() -> Iterator[tuple[int, list[bytes]]]:
     """Its port, and the bodies it has seen. One request at a time, as one worker's event loop has it."""
     seen: list[bytes] = []
     handler = type("Handler", (_Slow,), {"seen": seen})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
+    with _Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server.server_address[1], seen

@@ -75,6 +75,7 @@ class Track:
         return Racer.start(contender, self.site, self.supervisor, cores or self.cores.server, self.questions, workers)
 
     def stop(self, racer: Racer) -> None:
+        racer.running.go_on()  # a halted process would not see that it is asked to end
         self.supervisor.stop(racer.running.service.name)
 
     def wrong_answers(self, racer: Racer, count: int) -> int:

@@ -84,7 +84,7 @@ class World:
         score = rows @ rng.standard_normal(len(COLUMNS)) * 0.4 + 0.8 * rows[:, 0] * rows[:, 11] - 0.6 * np.abs(rows[:, 21])
         label = score + rng.standard_normal(_TRAINING_ROWS) > 0
         data = xgboost.DMatrix(rows, label, feature_names=list(COLUMNS))
-        options = {"objective": "binary:logistic", "max_depth": DEPTH, "eta": 0.1, "tree_method": "hist", "seed": seed}
+        options = {"objective": "binary:logistic", "max_depth": DEPTH, "eta": 0.1, "tree_method": "hist", "seed": seed, "nthread": 1}
         self.booster = xgboost.train(options, data, TREES)
         self.booster.save_model(self.model_file)
         self._rng = rng
