@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from mlplatform.cli import app
 from mlplatform.local.bench_serving import open_loop, profile, run, world
 from mlplatform.local.bench_serving.answers import unlike
 from mlplatform.local.bench_serving.cases import Measured
@@ -244,3 +246,16 @@ def test_a_small_run_starts_the_service_drives_it_and_reports(
     verdicts = {target["what"]: target["met"] for target in found["targets"]}
     assert verdicts["predictions unlike Booster.predict"] is verdicts["log records unaccounted for"] is True
     assert found["prediction_log"]["written"] > 100
+
+
+def test_the_command_serves_the_made_up_model_unless_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, run.Options]] = []
+    for name in ("run_check", "run_profile", "run_bench_serving"):
+        monkeypatch.setattr(run, name, lambda options, _, name=name: asked.append((name, options)) or 3)
+    home = ["--home", str(tmp_path)]
+    for words in ([], ["--peers", "none", "--check"], ["--model", "flight_disruption", "--profile", "--cases", "open"]):
+        assert CliRunner().invoke(app, ["bench", "serving", *home, *words]).exit_code == 3
+    made_up, check, own = (options for _, options in asked)
+    assert [name for name, _ in asked] == ["run_bench_serving", "run_check", "run_profile"]
+    assert (made_up.model, made_up.home, made_up.peers, check.peers) == (world.MODEL, None, None, ())
+    assert (own.model, own.home, own.cases) == ("flight_disruption", tmp_path, ("open",))
