@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,14 @@ def test_ratios_are_taken_within_each_round() -> None:
     verdicts = {j.what: j for j in judge(found)}
     assert verdicts["requests/s to mlserver, 1 row, c=64"].figure == 12.0
     assert verdicts["requests/s to mlserver, 1 row, c=64"].met is True
+
+
+def test_processor_time_is_compared_the_other_way_round() -> None:
+    """A peer that needs twice the time for a request stands at 2, as one that answers half as many does."""
+    mine, theirs = measured(OURS, 0, 200), replace(measured(MLSERVER, 0, 100), cpu_s_per_1000=0.08)
+    found = taken(mine, theirs)
+    assert (found.ratio(MLSERVER, "1x64"), found.cpu_ratio(MLSERVER, "1x64")) == (2.0, 2.0)
+    assert found.cpu_ratio(FASTAPI, "1x64") is None
 
 
 def test_what_was_not_measured_is_neither_met_nor_missed() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlplatform.local.bench_serving import server
-from mlplatform.local.bench_serving.cases import Case, Measured
+from mlplatform.local.bench_serving.cases import CASES, Case, Measured
 from mlplatform.local.bench_serving.contenders import Contender, Site
 from mlplatform.local.bench_serving.load import LoadFigures, Target, closed_loop, open_loop
 from mlplatform.local.bench_serving.world import Question, write_bodies
@@ -47,8 +47,8 @@ class Racer:
         launch = contender.launch(site, port, workers)
         bodies = {}
         if ask:
-            for rows, asked in questions.items():
-                bodies[rows] = write_bodies(site.folder / f"{contender.name}-{rows}.jsonl", map(ask, asked))
+            for rows in sorted({CASES[name].rows for name in contender.cases} & questions.keys()):
+                bodies[rows] = write_bodies(site.folder / f"{contender.name}-{rows}.jsonl", map(ask, questions[rows]))
         first = ask(questions[1][0]) if ask else None
         running = server.start(supervisor, launch, cores, path, first)
         in_row = 0

@@ -25,12 +25,13 @@ def rows(taken: Taken) -> list[dict[str, Any]]:
 
 def _row(taken: Taken, contender: str, case: str) -> dict[str, Any]:
     runs = taken.of(contender, case)
-    ratio = None if contender == OURS else taken.ratio(contender, case)
+    ratio, cpu_ratio = (None, None) if contender == OURS else (taken.ratio(contender, case), taken.cpu_ratio(contender, case))
     return {
         "service": CONTENDERS[contender].title,
         "load": CASES[case].title,
         "per_s": round(median(m.load.per_s for m in runs), 1),
         "ours_to_it": None if ratio is None else round(ratio, 2),
+        "its_cpu_to_ours": None if cpu_ratio is None else round(cpu_ratio, 2),
         "p50_ms": _ms(runs, "p50_ms"),
         "p95_ms": _ms(runs, "p95_ms"),
         "p99_ms": _ms(runs, "p99_ms"),
@@ -82,7 +83,7 @@ def _services(taken: Taken) -> Any:
     from rich.table import Table
 
     shown = Table(title="Prediction service and peers, one process", title_justify="left", header_style="bold")
-    names = ("service", "load", "req/s", "ours ×", "p50 ms", "p95", "p99", "CPU s/1k", "MB", "ready s", "errors", "others")
+    names = ("service", "load", "req/s", "ours ×", "CPU ×", "p50 ms", "p95", "p99", "CPU s/1k", "MB", "ready s", "errors", "others")
     for name in names:
         shown.add_column(name, justify="left" if name in ("service", "load") else "right", no_wrap=name != "service")
     for row in rows(taken):

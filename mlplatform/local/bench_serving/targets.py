@@ -52,6 +52,11 @@ class Taken:
         pairs = list(zip(self.of(OURS, case), self.of(peer, case), strict=False))
         return median(mine.load.per_s / theirs.load.per_s for mine, theirs in pairs if theirs.load.per_s) if pairs else None
 
+    def cpu_ratio(self, peer: str, case: str) -> float | None:
+        """The peer's processor time for a request to ours, taken likewise: what a busy machine blurs least."""
+        pairs = list(zip(self.of(OURS, case), self.of(peer, case), strict=False))
+        return median(theirs.cpu_s_per_1000 / mine.cpu_s_per_1000 for mine, theirs in pairs if mine.cpu_s_per_1000) if pairs else None
+
 
 # What the ratio to each peer must reach: one process, 64 connections, single rows.
 RATIOS = {MLSERVER: 12.0, TUTORIAL: 100.0, FASTAPI: 1.0}
