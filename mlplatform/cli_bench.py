@@ -59,7 +59,7 @@ def bench_join(
 def bench_serving(
     model: Annotated[str, typer.Option(help="A model of the platform under --home; empty: a made-up one, 30 features in 3 views.")] = "",
     peers: Annotated[
-        str, typer.Option(help="Comma-separated: mlserver, tutorial, fastapi-hello, uvicorn-hello, mlflow; 'none' for the service alone.")
+        str, typer.Option(help="Comma-separated: mlserver, tutorial, fastapi-hello, uvicorn-hello, mlflow-serve; or 'none'.")
     ] = "",
     cases: Annotated[str, typer.Option(help="Comma-separated loads: rows x connections, and an open loop.")] = "1x1,1x16,1x64,100x64,open",
     seconds: Annotated[float, typer.Option(min=1, help="Of each measurement.")] = 3.0,

@@ -22,7 +22,7 @@ from mlplatform.local.bench_serving.peer_environment import peer_environment
 from mlplatform.local.bench_serving.world import COLUMNS, MODEL, Question, Subject, World
 from mlplatform.local.supervisor import Launch, free_port
 
-OURS, MLSERVER, TUTORIAL, FASTAPI, UVICORN, MLFLOW = "ours", "mlserver", "tutorial", "fastapi-hello", "uvicorn-hello", "mlflow"
+OURS, MLSERVER, TUTORIAL, FASTAPI, UVICORN, MLFLOW = "ours", "mlserver", "tutorial", "fastapi-hello", "uvicorn-hello", "mlflow-serve"
 DEFAULT_PEERS = (MLSERVER, TUTORIAL, FASTAPI, UVICORN)
 WITHOUT_MODEL = (FASTAPI, UVICORN)
 
