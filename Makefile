@@ -8,10 +8,10 @@ XGB    := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 STAMP  := $(VENV)/.installed-$(XGB)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo up down test bench check lint types imports format pictures clean
+.PHONY: help install lock demo up down test bench bench-tools check lint types imports format pictures clean
 
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## create .venv with every pinned package
 
@@ -37,6 +37,9 @@ test: install ## every test, on real components
 
 bench: install ## the model's quality on the whole year, beside its bounds
 	@$(BIN)/mlplatform bench quality
+
+bench-tools: ## install wrk, which makes the load of `mlplatform bench serving`
+	@sh deploy/bench_tools.sh
 
 check: install lint types imports ## lint, types, import rules
 

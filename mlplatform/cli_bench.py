@@ -57,16 +57,28 @@ def bench_join(
 
 @bench.command("serving")
 def bench_serving(
-    peers: Annotated[str, typer.Option(help="Comma-separated; empty: the service alone.")] = "",
-    cases: Annotated[str, typer.Option(help="Comma-separated loads.")] = "1x1,1x16,1x64,100x64,open",
+    model: Annotated[str, typer.Option(help="A model of the platform under --home; empty: a made-up one, 30 features in 3 views.")] = "",
+    peers: Annotated[
+        str, typer.Option(help="Comma-separated: mlserver, tutorial, fastapi-hello, uvicorn-hello, mlflow-serve; or 'none'.")
+    ] = "",
+    cases: Annotated[str, typer.Option(help="Comma-separated loads: rows x connections, and an open loop.")] = "1x1,1x16,1x64,100x64,open",
     seconds: Annotated[float, typer.Option(min=1, help="Of each measurement.")] = 3.0,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of every service; medians are of these.")] = 3,
+    scale: Annotated[bool, typer.Option(help="Two processes beside one, where there are four cores.")] = True,
+    check: Annotated[bool, typer.Option("--check", help="Only compare answers with Booster.predict, bit by bit.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Only sample the service under the first load.")] = False,
+    home: Home = HERE,
     as_json: AsJson = False,
 ) -> None:
-    """The prediction service under load, beside its peers: throughput, latency, CPU and memory."""
-    from mlplatform.local.bench_serving.run import Options, run_bench_serving
+    """The prediction service under load, beside its peers: throughput, latency, CPU and memory. Needs wrk (`make bench-tools`)."""
+    from mlplatform.local.bench_serving import run
+    from mlplatform.local.bench_serving.world import MODEL
 
-    raise typer.Exit(run_bench_serving(Options(_names(peers), _names(cases), seconds, rounds), as_json))
+    chosen = None if not peers else () if peers == "none" else _names(peers)
+    served = home if model else None
+    options = run.Options(home / "bench", model or MODEL, served, chosen, _names(cases), seconds, rounds, scale)
+    command = run.run_check if check else run.run_profile if profile else run.run_bench_serving
+    raise typer.Exit(command(options, as_json))
 
 
 def _names(given: str) -> tuple[str, ...]:

@@ -2,9 +2,10 @@
 
 Belongs here: sending when due, over connections kept open. Does not belong here: what the figures are compared with.
 
-Why our own: `h2load --rps` sends one body only, lets all its clients send at the same moment, and counts from when a request was sent,
-so a stalled server looks fast (coordinated omission); wrk2 is in no distribution. Arrivals are independent of each other (exponential gaps), as
-those of many users are. `select` is used because its timeouts are exact to microseconds; those of epoll are milliseconds.
+Why our own: `h2load --rps` sends one body only, lets all its clients send in the same millisecond, and counts from when a request was
+sent, so a stalled server looks fast (coordinated omission); wrk2 is in no distribution. Arrivals are independent of each other
+(exponential gaps), as those of many users are. `select` is used because its timeouts are exact to microseconds; those of epoll are
+milliseconds.
 """
 
 import json

@@ -5,138 +5,217 @@ Belongs here: the order of things. Does not belong here: a single step of them.
 
 import os
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
-import numpy as np
 from redis import Redis
 
 from mlplatform.clients.registry import Registry
 from mlplatform.local import services
-from mlplatform.local.bench_serving import server
+from mlplatform.local.bench_serving import answers, prediction_log, profile, report, server
 from mlplatform.local.bench_serving.cases import CASES, Case, Measured
-from mlplatform.local.bench_serving.contenders import CONTENDERS, OURS, Contender, Site
-from mlplatform.local.bench_serving.load import LoadFigures, Target, closed_loop, find_wrk, open_loop
-from mlplatform.local.bench_serving.report import Report, show
-from mlplatform.local.bench_serving.world import Question, World, write_bodies
-from mlplatform.local.supervisor import Supervisor, free_port
-from mlplatform.printing import print_json, say
+from mlplatform.local.bench_serving.contenders import CONTENDERS, DEFAULT_PEERS, OURS, WITHOUT_MODEL, Contender, Site
+from mlplatform.local.bench_serving.home_world import HomeWorld
+from mlplatform.local.bench_serving.load import LoadError, find_wrk
+from mlplatform.local.bench_serving.racer import Questions, Racer
+from mlplatform.local.bench_serving.targets import Taken, judge
+from mlplatform.local.bench_serving.world import MODEL, Subject, World
+from mlplatform.local.supervisor import Supervisor
+from mlplatform.printing import print_json, table
 
-_WARM_UP_S = 1.0
-_CHECK_AT_ONCE = 32
+_SINGLES, _HUNDREDS = 10_000, 200  # different requests of each size
+_CHECKED = 500  # of them, before anything is measured
+_CHECKED_ONLY = 2_000  # with --check
+_STARTS = 3
 
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for on the command line."""
+    """What was asked for on the command line. `cache` keeps what may be used again by the next run.
 
-    peers: Sequence[str] = ()
+    `home`: the platform whose own `model` is served; None: the made-up model. `peers` None: those that suit the model.
+    """
+
+    cache: Path
+    model: str = MODEL
+    home: Path | None = None
+    peers: Sequence[str] | None = None
     cases: Sequence[str] = tuple(CASES)
     seconds: float = 3.0
     rounds: int = 3
+    scale: bool = True
 
-
-def run_bench_serving(options: Options, as_json: bool) -> int:
-    """Prints figures and targets. Returns 0 if every judged target is met."""
-    find_wrk()
-    with tempfile.TemporaryDirectory(prefix="mlplatform-bench-") as folder, Supervisor(Path(folder)) as supervisor:
-        cores = server.Cores.split(sorted(os.sched_getaffinity(0)), 1)
-        if cores is None:
-            say("error: two cores are needed, one for the service and one for the load")
-            return 1
-        world = World(Path(folder))
-        with server.on_cores(cores.load):
-            site = _open_site(Path(folder), world, supervisor)
-            report = _measure(options, site, supervisor, cores)
-    print_json(report.to_dict()) if as_json else show(report)
-    return 0 if report.held else 1
-
-
-def _open_site(folder: Path, world: World, supervisor: Supervisor) -> Site:
-    valkey, mlflow = supervisor.start_all([services.valkey(folder), services.mlflow(folder)])
-    with Redis.from_url(valkey.url) as redis:
-        # What the server writes to disk on the load's core is no cost of the service.
-        redis.config_set("appendonly", "no")
-        world.write_values(redis)
-    world.register(Registry(mlflow.url, timeout_s=30.0))
-    return Site(folder, world, valkey.url, mlflow.url)
-
-
-def _measure(options: Options, site: Site, supervisor: Supervisor, cores: server.Cores) -> Report:
-    chosen = [CONTENDERS[name] for name in (OURS, *options.peers)]
-    cases = [CASES[name] for name in options.cases]
-    questions = {rows: site.world.questions(200 if rows > 1 else 10_000, rows) for rows in sorted({case.rows for case in cases} | {1})}
-    racers = [Racer.start(contender, site, supervisor, cores, questions) for contender in chosen]
-    wrong = {racer.contender.name: racer.wrong_answers(questions) for racer in racers}
-    for racer in racers:
-        racer.running.pause()
-    measured: list[Measured] = []
-    for turn in range(options.rounds):
-        for case in cases:
-            for racer in racers:
-                measured.append(racer.measure(case, turn, options.seconds, supervisor))
-    return Report(measured, {racer.contender.name: racer.running.ready_s for racer in racers}, wrong)
+    @property
+    def racing(self) -> list[Contender]:
+        """Ours first. Raises ValueError for a peer that is unknown, or has no way to serve a home's model."""
+        possible = [name for name in CONTENDERS if name != OURS and (self.home is None or name in WITHOUT_MODEL)]
+        wanted = self.peers if self.peers is not None else [name for name in DEFAULT_PEERS if name in possible]
+        if unknown := sorted(set(wanted) - set(possible)):
+            raise ValueError(f"no such peer here: {', '.join(unknown)}; there are {', '.join(possible)}")
+        if unknown := sorted(set(self.cases) - set(CASES)):
+            raise ValueError(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
+        return [CONTENDERS[name] for name in (OURS, *wanted)]
 
 
 @dataclass(frozen=True)
-class Racer:
-    """A running contender with the bodies it is sent, by rows."""
+class Track:
+    """Where a race is run."""
 
-    contender: Contender
-    port: int
-    running: server.Running
-    bodies: dict[int, Path]
+    site: Site
+    supervisor: Supervisor
+    redis: Redis
+    cores: server.Cores
+    options: Options
+    questions: Questions
 
-    @classmethod
-    def start(
-        cls, contender: Contender, site: Site, supervisor: Supervisor, cores: server.Cores, questions: dict[int, list[Question]]
-    ) -> "Racer":
-        port = free_port()
-        bodies: dict[int, Path] = {}
-        first = None
-        if contender.ask:
-            for rows, asked in questions.items():
-                bodies[rows] = write_bodies(site.folder / f"{contender.name}-{rows}.jsonl", [contender.ask(q) for q in asked])
-            first = contender.ask(questions[1][0])
-        running = server.start(supervisor, contender.launch(site, port, 1), cores.server, contender.path, first)
-        return cls(contender, port, running, bodies)
+    def start(self, contender: Contender, cores: frozenset[int] | None = None, workers: int = 1) -> Racer:
+        return Racer.start(contender, self.site, self.supervisor, cores or self.cores.server, self.questions, workers)
 
-    def wrong_answers(self, questions: dict[int, list[Question]]) -> int:
-        """Of some hundred requests, many at once: predictions that are not, bit by bit, what `Booster.predict` says."""
-        ask, read = self.contender.ask, self.contender.read
-        if ask is None or read is None:
-            return 0
+    def stop(self, racer: Racer) -> None:
+        racer.running.go_on()  # a halted process would not see that it is asked to end
+        self.supervisor.stop(racer.running.service.name)
 
-        def wrong(question: Question) -> int:
-            said = np.array(read(server.ask(self.port, self.contender.path, ask(question))), dtype=np.float32)
-            if said.shape != question.answers.shape:
-                return len(question.answers)
-            return int((said.view(np.uint32) != question.answers.view(np.uint32)).sum())
+    def wrong_answers(self, racer: Racer, count: int) -> int:
+        return answers.wrong_answers(racer, self.questions, self.site.subject, self.redis, count)
 
-        asked = [question for many in questions.values() for question in many[:500]]
-        with ThreadPoolExecutor(_CHECK_AT_ONCE) as pool:
-            return sum(pool.map(wrong, asked))
 
-    def measure(self, case: Case, turn: int, seconds: float, supervisor: Supervisor) -> Measured:
-        self.running.go_on()
-        self._load(case, _WARM_UP_S)
-        before, busy, own = self.running.usage, server.busy_s(), server.own_s(supervisor)
-        figures = self._load(case, seconds)
-        after = self.running.usage
-        others = (server.busy_s() - busy) - (server.own_s(supervisor) - own)
-        self.running.pause()
-        return Measured(
-            contender=self.contender.name,
-            case=case.name,
-            turn=turn,
-            load=figures,
-            cpu_s_per_1000=(after.cpu_s - before.cpu_s) / max(1, figures.requests) * 1000,
-            rss_mb=after.rss_mb,
-            others_cores=max(0.0, others / figures.seconds),
-        )
+def run_bench_serving(options: Options, as_json: bool) -> int:
+    """Prints figures and targets. Returns 0 if every judged target is met. Raises LoadError where wrk is missing."""
+    find_wrk()
+    racing = options.racing
+    with open_track(options) as track:
+        taken = _race(track, racing)
+    judged = judge(taken)
+    if as_json:
+        print_json(report.to_dict(taken, judged))
+    else:
+        report.show(taken, judged)
+    return 0 if report.held(judged) else 1
 
-    def _load(self, case: Case, seconds: float) -> LoadFigures:
-        target = Target(self.port, self.contender.path, self.bodies.get(case.rows))
-        return open_loop(target, case.rate, seconds) if case.rate else closed_loop(target, case.connections, seconds)
+
+def run_check(options: Options, as_json: bool) -> int:
+    """Compares answers only, many more of them. Returns 0 if all are what `Booster.predict` says."""
+    with open_track(options) as track:
+        wrong = track.wrong_answers(track.start(CONTENDERS[OURS]), _CHECKED_ONLY)
+        asked = [question for many in track.questions.values() for question in many[:_CHECKED_ONLY]]
+    predictions = sum(len(question.inputs) for question in asked)
+    found = {"model": options.model, "requests": len(asked), "predictions": predictions, "wrong": wrong}
+    if as_json:
+        print_json(found)
+    else:
+        table("Answers, bit by bit", [found], empty="")
+    return 1 if wrong else 0
+
+
+def run_profile(options: Options, as_json: bool) -> int:
+    """Samples the service under the first of the cases, and shows where its processor time went."""
+    find_wrk()
+    profile.find_py_spy()
+    case = CASES[options.cases[0]]
+    with open_track(options) as track:
+        racer = track.start(CONTENDERS[OURS])
+        racer.measure(case, 0, 1.0, track.supervisor)
+        samples = track.site.folder / "samples.txt"
+        sampler = profile.sampling(racer.running.service.pid, options.seconds, samples)
+        racer.load(case, options.seconds)
+        said, _ = sampler.communicate()
+        if not samples.exists():
+            raise LoadError(f"py-spy gave no samples: {said.strip()[-500:]}")
+        found = list(profile.stacks(samples.read_text()))
+    report.show_profile(case, profile.by_package(found), profile.by_function(found), as_json)
+    return 0
+
+
+@contextmanager
+def open_track(options: Options) -> Iterator[Track]:
+    """The model registered, its values online; everything but the service under load stays on the other cores."""
+    cores = server.Cores.split(sorted(os.sched_getaffinity(0)), 1)
+    if cores is None:
+        raise server.TooFewCoresError("two cores are needed: one for the service, one for the load")
+    with tempfile.TemporaryDirectory(prefix="mlplatform-bench-") as name, Supervisor(Path(name)) as supervisor:
+        folder = Path(name)
+        subject: Subject = HomeWorld(folder, options.home, options.model) if options.home else World(folder)
+        with server.on_cores(cores.load):
+            valkey, mlflow = supervisor.start_all([services.valkey(folder), services.mlflow(folder)])
+            with Redis.from_url(valkey.url) as redis:
+                # What the server writes to disk on the load's core is no cost of the service.
+                redis.config_set("appendonly", "no")
+                subject.prepare(redis, Registry(mlflow.url, timeout_s=30.0))
+                site = Site(folder, options.cache, subject, valkey.url, mlflow.url)
+                sizes = {1: _SINGLES} | {CASES[name].rows: _HUNDREDS for name in options.cases if CASES[name].rows > 1}
+                questions = {rows: subject.questions(count, rows) for rows, count in sizes.items()}
+                yield Track(site, supervisor, redis, cores, options, questions)
+
+
+def _race(track: Track, racing: Sequence[Contender]) -> Taken:
+    options = track.options
+    ready_s = {OURS: _starts(track)}
+    added = prediction_log.added(track.redis, options.model)
+    racers, wrong = [], {}
+    for contender in racing:
+        racer = track.start(contender)
+        racers.append(racer)
+        ready_s.setdefault(contender.name, []).append(racer.running.ready_s)
+        wrong[contender.name] = track.wrong_answers(racer, _CHECKED)
+        _rest(track, racer)
+    cases = [CASES[name] for name in options.cases]
+    measured = [m for turn in range(options.rounds) for case in cases for m in _turn(track, racers, case, turn)]
+    balance = prediction_log.balance(racers[0].port, track.redis, options.model, added)
+    for racer in racers:
+        track.stop(racer)
+    scale, why = _scale(track) if options.scale else (None, "not in this run")
+    return Taken(measured, ready_s, wrong, balance, scale, why)
+
+
+def _starts(track: Track) -> list[float]:
+    """Seconds to the first good answer of starts before the one that is measured; the first downloads the model."""
+    found = []
+    for _ in range(_STARTS - 1):
+        racer = track.start(CONTENDERS[OURS])
+        found.append(racer.running.ready_s)
+        track.stop(racer)
+    return found
+
+
+def _turn(track: Track, racers: Sequence[Racer], case: Case, turn: int) -> Iterator[Measured]:
+    """Every contender once under one load; who was first last time is last this time."""
+    shift = turn % len(racers)
+    for racer in (*racers[shift:], *racers[:shift]):
+        if case.name in racer.contender.cases:
+            _wake(racer)
+            yield racer.measure(case, turn, track.options.seconds, track.supervisor)
+            _rest(track, racer)
+
+
+def _wake(racer: Racer) -> None:
+    racer.running.go_on()
+    racer.settle()
+
+
+def _rest(track: Track, racer: Racer) -> None:
+    """A peer is halted while others are measured. Ours only idles: it must get on with its log, which is emptied between loads."""
+    if racer.contender.name != OURS:
+        racer.running.pause()
+        return
+    prediction_log.drained(racer.port)
+    prediction_log.trim(track.redis, track.options.model)
+
+
+def _scale(track: Track) -> tuple[float | None, str]:
+    """Requests/s of two processes to one, in turns, each process with a core of its own; and why there is no figure."""
+    cores = server.Cores.split(sorted(track.cores.server | track.cores.load), 2)
+    if cores is None:
+        return None, "it takes four cores: two for the processes, two for load and Valkey"
+    ours, case = CONTENDERS[OURS], CASES["1x64"]
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    with server.on_cores(cores.load):
+        for turn in range(track.options.rounds):
+            for workers in (1, 2):
+                racer = track.start(ours, frozenset(sorted(cores.server)[:workers]), workers)
+                rates[workers].append(racer.measure(case, turn, track.options.seconds, track.supervisor).load.per_s)
+                track.stop(racer)
+                prediction_log.trim(track.redis, track.options.model)
+    return median(two / one for one, two in zip(rates[1], rates[2], strict=True)), ""

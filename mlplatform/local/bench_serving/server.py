@@ -23,6 +23,10 @@ _POLL_S = 0.01
 _FIRST_ANSWER_S = 120.0
 
 
+class TooFewCoresError(RuntimeError):
+    """The machine cannot keep the load off the service's core."""
+
+
 class AnswerError(RuntimeError):
     """A service answered something else than 200; carries what it said."""
 
@@ -116,6 +120,15 @@ def ask(port: int, path: str, body: Mapping[str, Any] | None) -> Any:
         return json.loads(content)
     finally:
         connection.close()
+
+
+def answers(port: int, path: str, body: Mapping[str, Any] | None) -> bool:
+    """Whether the service answers one request with 200."""
+    try:
+        ask(port, path, body)
+    except (OSError, http.client.HTTPException, AnswerError):
+        return False
+    return True
 
 
 def busy_s() -> float:

@@ -6,11 +6,11 @@ Belongs here: model, contract, values, questions with their true answers. Does n
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -41,11 +41,31 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Question:
-    """The inputs of one request, and what `Booster.predict` says to their features, float32 (inputs,)."""
+    """The inputs of one request; where known, their features, float32 (inputs, features), and what `Booster.predict` says to them."""
 
     inputs: Sequence[Mapping[str, Any]]
-    features: npt.NDArray[np.float32]
-    answers: npt.NDArray[np.float32]
+    features: npt.NDArray[np.float32] | None = None
+    answers: npt.NDArray[np.float32] | None = None
+
+
+class Subject(Protocol):
+    """What is served: a model in a registry, values online, and requests. `clock`: the service's setting for it."""
+
+    model: str
+    clock: str
+    model_file: Path
+
+    def prepare(self, redis: Redis, registry: Registry) -> None:
+        """Puts values and model where the service finds them, as far as they are not there yet."""
+        ...
+
+    def questions(self, count: int, rows: int) -> list[Question]:
+        """`count` requests of `rows` inputs each."""
+        ...
+
+    def predict(self, rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+        """What `Booster.predict` says to features (inputs, features)."""
+        ...
 
 
 class World:
@@ -54,7 +74,8 @@ class World:
     def __init__(self, folder: Path, seed: int = 7) -> None:
         import xgboost
 
-        self.folder = folder
+        self.model, self.clock = MODEL, "system"
+        self.model_file = folder / MODEL_FILE
         rng = np.random.default_rng(seed)
         # As float32 holds them, so that features given in a request as decimal text are the very same numbers.
         shape = (len(VIEWS), ENTITIES, len(COLUMNS) // len(VIEWS))
@@ -63,16 +84,16 @@ class World:
         score = rows @ rng.standard_normal(len(COLUMNS)) * 0.4 + 0.8 * rows[:, 0] * rows[:, 11] - 0.6 * np.abs(rows[:, 21])
         label = score + rng.standard_normal(_TRAINING_ROWS) > 0
         data = xgboost.DMatrix(rows, label, feature_names=list(COLUMNS))
-        options = {"objective": "binary:logistic", "max_depth": DEPTH, "eta": 0.1, "tree_method": "hist", "seed": seed}
+        options = {"objective": "binary:logistic", "max_depth": DEPTH, "eta": 0.1, "tree_method": "hist", "seed": seed, "nthread": 1}
         self.booster = xgboost.train(options, data, TREES)
         self.booster.save_model(self.model_file)
         self._rng = rng
 
-    @property
-    def model_file(self) -> Path:
-        return self.folder / MODEL_FILE
+    def prepare(self, redis: Redis, registry: Registry) -> None:
+        self.write_values(redis)
+        self.register(registry)
 
-    def predict(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def predict(self, rows: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
         import xgboost
 
         answers: npt.NDArray[np.float32] = self.booster.predict(xgboost.DMatrix(rows, feature_names=list(COLUMNS)))
@@ -155,7 +176,7 @@ def _manifest() -> TrainingManifest:
     )
 
 
-def write_bodies(path: Path, bodies: Sequence[Mapping[str, Any]]) -> Path:
+def write_bodies(path: Path, bodies: Iterable[Mapping[str, Any]]) -> Path:
     """One request body a line, as the load generators read them."""
     path.write_text("".join(json.dumps(body, separators=(",", ":")) + "\n" for body in bodies))
     return path
