@@ -14,6 +14,7 @@ import typer
 
 from mlplatform import cli_features
 from mlplatform.cli_bench import bench
+from mlplatform.cli_keys import keys
 from mlplatform.cli_online import online
 from mlplatform.cli_options import HERE, AsJson, Home
 from mlplatform.cli_options import now as _now
@@ -37,6 +38,7 @@ app.add_typer(bench, name="bench")
 app.command()(cli_features.features)
 app.command()(cli_features.fingerprint)
 app.add_typer(online, name="online")
+app.add_typer(keys, name="keys")
 app.command()(stream)
 
 Model = Annotated[str, typer.Argument(help="Name of the model, as flight_disruption.")]
@@ -57,6 +59,7 @@ _MENDS = {
     "MissingTableError": "nothing is built yet: `mlplatform demo`, or materialize the asset in the Dagster UI",
     "ValidationError": "mend the MLPLATFORM_* variables named; `mlplatform doctor` lists them all",
     "QuestionError": "",
+    "KeysFileError": "restore it, or name another with --file",
     "ModuleNotFoundError": "`make install`",
 }
 

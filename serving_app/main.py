@@ -30,6 +30,7 @@ from serving_app.model_watcher import LoadOptions, ModelWatcher
 from serving_app.online_features import OnlineFeatures
 from serving_app.prediction_log import PredictionLog
 from serving_app.problems import install
+from serving_app.protection.service import Protection
 from serving_app.registry import MlflowRegistry
 from serving_app.router import ModelRouter
 from serving_app.routes import docs, health, models, predict
@@ -44,8 +45,10 @@ log = structlog.get_logger(__name__)
 
 def create_app(settings: ServingSettings | None = None) -> FastAPI:
     """The application; without `settings` they come from the environment when it starts."""
-    app = FastAPI(title=_TITLE, description=_DESCRIPTION, version="1", docs_url=None, redoc_url=None, lifespan=_lifespan(settings))
-    app.add_middleware(RequestContext)
+    protection = Protection()
+    lifespan = _lifespan(settings, protection)
+    app = FastAPI(title=_TITLE, description=_DESCRIPTION, version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.add_middleware(RequestContext, protection=protection)
     install(app)
     for routes in (predict, models, health, docs):
         app.include_router(routes.router)
@@ -53,20 +56,20 @@ def create_app(settings: ServingSettings | None = None) -> FastAPI:
     return app
 
 
-def _lifespan(given: ServingSettings | None) -> Any:
+def _lifespan(given: ServingSettings | None, protection: Protection) -> Any:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         settings = given or ServingSettings()
         if given is None:  # in a process of its own; whoever embeds the application keeps its own logging
             configure_logs(settings.serving_log_level)
         async with AsyncExitStack() as stack:
-            app.state.serving = await _start(settings, stack)
+            app.state.serving = await _start(settings, stack, protection)
             yield
 
     return lifespan
 
 
-async def _start(settings: ServingSettings, stack: AsyncExitStack) -> Serving:
+async def _start(settings: ServingSettings, stack: AsyncExitStack, protection: Protection) -> Serving:
     """Opens everything; the stack closes it in reverse order: first the watch, then the log with its last records, then Redis."""
     device = pick_device(settings.device)
     metrics = Metrics()
@@ -93,6 +96,7 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack) -> Serving:
     batcher = Batcher(OnlineFeatures(online, settings.serving_redis_timeout_s), clock, metrics)
     for work in (_watch(watcher, settings.serving_poll_s), watcher.listen_forever(subscriber)):
         stack.push_async_callback(_cancel, asyncio.create_task(work))
+    await stack.enter_async_context(protection.open(settings, redis, metrics.registry))
     log.info("service_started", device=device, models=settings.serving_models or "all with the alias production")
     return Serving(settings, clock, device, online, router, watcher, batcher, prediction_log, metrics)
 

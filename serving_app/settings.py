@@ -3,11 +3,20 @@
 Belongs here: names, types, defaults and what production refuses. Does not belong here: reading settings at import.
 """
 
+import re
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from mlplatform.access_keys import KEYS_FILE
+
+Network = IPv4Network | IPv6Network
+
+
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?")
 
 
 class ServingSettings(BaseSettings):
@@ -39,15 +48,47 @@ class ServingSettings(BaseSettings):
     serving_log_queue: int = Field(50_000, ge=1, description="Prediction records kept in memory while their stream is slow or away")
     serving_drain_s: float = Field(5.0, ge=0, description="Seconds to write the queued prediction records at shutdown")
     serving_threads: int = Field(1, ge=1, description="Threads one prediction may use; 1 is fastest for small batches")
+    serving_host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every one of this machine")
+    serving_port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0: a free one")
+    serving_auth: Literal["none", "keys", "jwt"] = Field(
+        "none", description="Who may ask: none (open, to this machine only), keys (API keys), jwt (tokens of an OpenID provider)"
+    )
+    serving_trusted_proxies: str = Field(
+        "", description="With SERVING_AUTH=none: networks whose callers count as authenticated, comma-separated, as 10.0.0.0/8"
+    )
+    serving_keys_file: Path | None = Field(None, description="File of API keys. Default: HOME/serving/keys.json")
+    serving_metrics_open: bool = Field(False, description="/metrics answers without a credential, where credentials are asked for")
+    serving_in_work: int = Field(1024, ge=1, description="Requests worked on at once; the next ones get 503 with Retry-After")
+    serving_queue_target_s: float = Field(
+        0.02, gt=0, description="Delay of the event loop above which fewer requests are taken into work, down to what keeps it"
+    )
+    serving_buffer_limit: int = Field(268_435_456, ge=1_000_000, description="Bytes of all request bodies in memory together")
+    serving_body_timeout_s: float = Field(10.0, gt=0, description="Seconds for a request's body to arrive; then 408")
+    serving_request_timeout_s: float = Field(30.0, gt=0, description="Seconds from a request's first line to its answer; then 504")
+    serving_cors_origins: str = Field(
+        "", description="Web pages that may ask from a browser, comma-separated, as https://shop.example; empty: none"
+    )
     serving_log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged")
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        return tuple(name for part in self.serving_models.split(",") if (name := part.strip()))
+        return _listed(self.serving_models)
 
     @property
     def model_cache(self) -> Path:
         return self.home.absolute() / "serving" / "models"
+
+    @property
+    def keys_file(self) -> Path:
+        return (self.serving_keys_file or self.home / KEYS_FILE).absolute()
+
+    @property
+    def trusted_networks(self) -> tuple[Network, ...]:
+        return tuple(ip_network(network) for network in _listed(self.serving_trusted_proxies))
+
+    @property
+    def cors_origins(self) -> tuple[str, ...]:
+        return _listed(self.serving_cors_origins)
 
     @property
     def online_redis_url(self) -> str:
@@ -73,6 +114,28 @@ class ServingSettings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _open_only_on_loopback(self) -> Self:
+        loopback = self.serving_host in ("localhost", "127.0.0.1", "::1")
+        if self.serving_auth == "none" and not loopback and not self.trusted_networks:
+            raise ValueError(
+                "MLPLATFORM_SERVING_AUTH=none is open to everyone who can connect: listen on 127.0.0.1, ask for keys or tokens, "
+                "or name the networks of an authenticating proxy in MLPLATFORM_SERVING_TRUSTED_PROXIES"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _web_pages_are_named(self) -> Self:
+        if wrong := [origin for origin in self.cors_origins if not _ORIGIN.fullmatch(origin)]:
+            raise ValueError(f"MLPLATFORM_SERVING_CORS_ORIGINS names pages as scheme://host[:port], not {wrong[0]!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_body_is_part_of_its_request(self) -> Self:
+        if self.serving_body_timeout_s > self.serving_request_timeout_s:
+            raise ValueError("MLPLATFORM_SERVING_BODY_TIMEOUT_S is longer than MLPLATFORM_SERVING_REQUEST_TIMEOUT_S")
+        return self
+
+    @model_validator(mode="after")
     def _production_refuses_defaults(self) -> Self:
         if self.profile != "production":
             return self
@@ -85,6 +148,13 @@ class ServingSettings(BaseSettings):
             problems.append("MLPLATFORM_ONLINE_URL must carry a password")
         if not self.mlflow_url:
             problems.append("MLPLATFORM_MLFLOW_URL must be an MLflow server")
+        if self.serving_auth == "none":
+            problems.append("MLPLATFORM_SERVING_AUTH must be 'keys' or 'jwt'")
         if problems:
             raise ValueError("unsafe settings for the production profile: " + "; ".join(problems))
         return self
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """The parts of a comma-separated setting."""
+    return tuple(name for part in text.split(",") if (name := part.strip()))
