@@ -7,15 +7,15 @@ A server that takes every request answers all of them late; one that takes what 
 - no more than `cap` requests are in work, whatever their delay comes from (by Little's law that bounds the wait);
 - when the event loop itself falls behind, the limit falls with it. The signal is CoDel's (Nichols and Jacobson, "Controlling Queue
   Delay", ACM Queue 10(5), 2012; RFC 8289): the least delay within an interval. A burst drains within the interval, and its least delay
-  is small; a standing queue's is not. The answer to it is TCP's: divide the limit at once, raise it slowly (additive increase,
-  multiplicative decrease). Twenty milliseconds as the delay to stay below is what WeChat's services use (Zhou et al., "Overload
+  is small; a standing queue's is not. The answer to it is TCP's: lower the limit by a part at once, raise it in small steps. Twenty milliseconds as the delay to stay below is what WeChat's services use (Zhou et al., "Overload
   Control for Scaling WeChat Microservices", SoCC 2018, 4.1).
 """
 
 from math import inf
 
 _FALL = 0.7
-_RISE = 0.05  # of the cap, per interval
+_RISE = 1.1  # per interval in which somebody was refused
+_RISE_UNBOUND = 1.5  # per interval in which nobody was: the limit was not what held the load down
 
 
 class Admission:
@@ -47,8 +47,7 @@ class Admission:
             self.refused += 1
             return False
         self.in_work += 1
-        if self.in_work > self._peak:
-            self._peak = self.in_work
+        self._peak = max(self._peak, self.in_work)
         return True
 
     def leave(self) -> None:
@@ -68,7 +67,7 @@ class Admission:
         self.held_bytes -= size
 
     def observe(self, delay_s: float, now: float) -> None:
-        """How late the event loop ran something; to be told many times within an interval. `now`: monotonic seconds."""
+        """What a request waits before its own code runs; to be told many times within an interval. `now`: monotonic seconds."""
         if now >= self._ends_at:
             if self._least_s < inf:
                 self._judge()
@@ -82,5 +81,5 @@ class Admission:
         if self._least_s > self._target_s:
             # From what really was in work: a limit far above it would have to fall many times before it binds.
             self.limit = max(self._floor, min(self.limit, max(self._peak, 1)) * _FALL)
-        elif self._bound or self.limit < self.cap:
-            self.limit = min(float(self.cap), self.limit + max(1.0, self.cap * _RISE))
+        elif self.limit < self.cap:
+            self.limit = min(float(self.cap), self.limit * (_RISE if self._bound else _RISE_UNBOUND) + 1.0)

@@ -24,6 +24,7 @@ Recognize = Callable[[str, float], Caller | Unrecognized | ProblemError]
 
 _KEPT = 1024  # paths and addresses remembered; both come from outside, so the memory for them has an end
 _ALL = frozenset({"predict", "metrics", "admin"})
+_NOT_FOR_THIS = "the credential is valid, but not for this"
 _REALM = 'Bearer realm="predictions"'
 _HARMLESS = ("GET", "HEAD", "OPTIONS")
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
@@ -39,7 +40,7 @@ class Allowed:
 
 
 _HEALTH = Allowed(Caller("health", frozenset()), exempt=True)
-_PAGE = Allowed(Caller("page", frozenset()))
+_UNASKED = Allowed(Caller("unasked", frozenset()))
 OPEN = Allowed(Caller("open", _ALL))
 
 
@@ -106,22 +107,18 @@ class Guard:
             if self._is_near(scope):
                 return OPEN
             return self._refuse("open-only-here", 403, "without authentication the service answers callers on its own machine only")
-        if need.kind == "page":
-            return _PAGE
-        if need.kind == "metrics" and self._metrics_open:
-            return OPEN
+        if need.kind == "page" or (need.kind == "metrics" and self._metrics_open):
+            return _UNASKED
         text = credential(scope["headers"])
         found = text if isinstance(text, Unrecognized) else self._recognize(text, self._wall())
-        if isinstance(found, Unrecognized):
-            # RFC 6750, 3.1: no error code where no credential was sent.
-            challenge = _REALM if found is MISSING else f'{_REALM}, error="invalid_token"'
-            return self._refuse("not-authenticated", 401, str(found), {"WWW-Authenticate": challenge})
+        if isinstance(found, Caller):
+            return self._remember(found) if found.may(need) else self._refuse("not-allowed", 403, _NOT_FOR_THIS)
         if isinstance(found, ProblemError):
             self._count(found.kind)
             return found
-        if not found.may(need):
-            return self._refuse("not-allowed", 403, "the credential is valid, but not for this")
-        return self._remember(found)
+        # RFC 6750, 3.1: no error code where no credential was sent.
+        challenge = _REALM if found is MISSING else f'{_REALM}, error="invalid_token"'
+        return self._refuse("not-authenticated", 401, str(found), {"WWW-Authenticate": challenge})
 
     def _is_near(self, scope: Mapping[str, Any]) -> bool:
         """A Unix socket has no client address; the rights of its file say who may connect."""

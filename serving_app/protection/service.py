@@ -17,12 +17,15 @@ from serving_app.protection.callers import KeyRing
 from serving_app.protection.counters import Refusals
 from serving_app.protection.deadlines import Deadlines
 from serving_app.protection.gate import Gate
-from serving_app.protection.guard import Guard
+from serving_app.protection.guard import Guard, Recognize
+from serving_app.protection.provider_keys import ProviderKeys
 from serving_app.protection.quotas import Pipelines, QuotaExchange
+from serving_app.protection.tokens import TokenRules, TokenVerifier
 from serving_app.settings import ServingSettings
 
 _HEARTBEAT_S = 0.01
 _UPKEEP_S = 1.0
+_HSTS = (b"strict-transport-security", b"max-age=31536000")
 
 log = structlog.get_logger(__name__)
 
@@ -40,19 +43,21 @@ class Protection:
         """Raises KeysFileError where keys are to be asked for and there are none."""
         admission = Admission(settings.serving_in_work, settings.serving_queue_target_s, buffer_bytes=settings.serving_buffer_limit)
         refusals = Refusals(registry, admission)
-        ring = KeyRing(settings.keys_file) if settings.serving_auth == "keys" else None
-        guard = Guard(
-            admission,
-            ring.recognize if ring else None,
-            settings.trusted_networks,
-            settings.serving_metrics_open,
-            refusals.count,
-        )
+        work = [_watch_loop(admission)]
+        recognize: Recognize | None = None
+        if settings.serving_auth == "keys":
+            ring = KeyRing(settings.keys_file)
+            recognize = ring.recognize
+            work.append(_keep(ring, QuotaExchange(redis)))
+        elif settings.serving_auth == "jwt":
+            verifier = TokenVerifier(_rules(settings))
+            recognize = verifier.recognize
+            work.append(ProviderKeys(settings.serving_jwt_keys, verifier).follow())
+        guard = Guard(admission, recognize, settings.trusted_networks, settings.serving_metrics_open, refusals.count)
         deadlines = Deadlines(settings.serving_body_timeout_s, settings.serving_request_timeout_s)
         self.origins = settings.cors_origins
-        work = [_watch_loop(admission), _sweep(deadlines)]
-        if ring is not None:
-            work.append(_keep(ring, QuotaExchange(redis)))
+        self.headers = (_HSTS,) if settings.serving_tls_certificate else ()
+        work.append(_sweep(deadlines))
         tasks = [asyncio.create_task(each) for each in work]
         self.gate = Gate(guard, deadlines)
         try:
@@ -64,11 +69,24 @@ class Protection:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _rules(settings: ServingSettings) -> TokenRules:
+    return TokenRules(
+        settings.serving_jwt_issuer,
+        settings.serving_jwt_audience,
+        settings.jwt_algorithms,
+        settings.serving_jwt_leeway_s,
+        settings.serving_jwt_rate_per_s,
+    )
+
+
 async def _watch_loop(admission: Admission) -> None:
-    """Tells the admission how late the event loop runs what is due: what every request waits before its own code runs."""
+    """Tells the admission what a request waits before its own code runs, by going the same way: due at some moment, met in the turn of
+    the event loop that is free then, run in the turn after (uvicorn reads a request in one and starts its task in the next).
+    """
     while True:
         due = time.monotonic() + _HEARTBEAT_S
         await asyncio.sleep(_HEARTBEAT_S)
+        await asyncio.sleep(0)
         now = time.monotonic()
         admission.observe(max(0.0, now - due), now)
 

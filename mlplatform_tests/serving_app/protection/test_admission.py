@@ -1,0 +1,137 @@
+"""Admission control against a simulated server at half, once, three and ten times its capacity."""
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+
+import pytest
+
+from serving_app.protection.admission import Admission
+
+WORK_S = 100e-6  # the processor time of one request: ten thousand a second
+REFUSAL_S = 5e-6
+TARGET_S = 0.02
+HEARTBEAT_S = 0.01
+
+
+@dataclass
+class Outcome:
+    waits_s: list[float] = field(default_factory=list)  # from arrival to answer, of those taken
+    refused: int = 0
+    seconds: float = 0.0
+
+    @property
+    def answered_per_s(self) -> float:
+        return len(self.waits_s) / self.seconds
+
+    def slowest(self, share: float) -> float:
+        return sorted(self.waits_s)[int(share * (len(self.waits_s) - 1))]
+
+
+def simulate(load: float, admission: Admission | None, seconds: float = 4.0, waiting_s: float = 0.0, warm_up_s: float = 1.0) -> Outcome:
+    """One event loop. What arrives (Poisson) is read in the next turn, taken or refused in the turn after, and worked on in a later one.
+
+    `load`: arrivals by capacity. `waiting_s`: time a request spends waiting for a store, before its work. The heartbeat is the service's:
+    due every ten milliseconds, met in one turn, run in the next.
+    """
+    rng = random.Random(7)
+    result = Outcome(seconds=seconds - warm_up_s)
+    rate = load / WORK_S
+    now, arrival, beat = 0.0, rng.expovariate(rate), HEARTBEAT_S
+    met: list[float] = []
+    met_beat = 0.0
+    due: deque[tuple[float, float]] = deque()
+    while now < seconds:
+        turn_began = now
+        if met_beat and admission:
+            admission.observe(now - met_beat, now)
+            beat, met_beat = now + HEARTBEAT_S, 0.0
+        elif beat <= now:
+            met_beat = beat
+        ready = sum(1 for at, _ in due if at <= turn_began)
+        for arrived in met:
+            if admission is None or admission.enter():
+                due.append((arrived + waiting_s, arrived))
+            else:
+                result.refused += now >= warm_up_s
+                now += REFUSAL_S
+        met = []
+        while arrival <= turn_began:
+            met.append(arrival)
+            arrival += rng.expovariate(rate)
+        for _ in range(ready):
+            _, arrived = due.popleft()
+            now += WORK_S
+            if admission:
+                admission.leave()
+            if now >= warm_up_s:
+                result.waits_s.append(now - arrived)
+        if now == turn_began:  # nothing to do: on to the next event, or a short turn where something was only passed on
+            now = now + 1e-6 if met or met_beat else min(t for t in (arrival, beat, due[0][0] if due else arrival) if t > now)
+    return result
+
+
+def service() -> Admission:
+    return Admission(cap=1024, target_s=TARGET_S)
+
+
+def test_without_admission_control_an_overloaded_server_answers_everybody_late() -> None:
+    assert simulate(3.0, None).slowest(0.5) > 1.0
+
+
+def test_at_half_load_nobody_is_refused() -> None:
+    outcome = simulate(0.5, service())
+    assert outcome.refused == 0
+    assert outcome.slowest(0.99) < 0.002
+
+
+@pytest.mark.parametrize("load", [1.0, 3.0, 10.0])
+@pytest.mark.parametrize("waiting_s", [0.0, 0.001])
+def test_over_capacity_the_accepted_are_answered_in_time_and_the_server_stays_busy(load: float, waiting_s: float) -> None:
+    outcome = simulate(load, service(), waiting_s=waiting_s)
+    # Read, taken, worked on: three turns of the loop, each about as long as the target.
+    assert outcome.slowest(0.99) < 4 * TARGET_S
+    assert outcome.slowest(1.0) < 5 * TARGET_S
+    spent_on_refusals = outcome.refused / outcome.seconds * REFUSAL_S
+    assert outcome.answered_per_s > 0.8 * (1 - spent_on_refusals) / WORK_S
+
+
+def test_after_an_overload_the_limit_comes_back() -> None:
+    admission = service()
+    simulate(10.0, admission)
+    assert admission.limit < 0.5 * admission.cap
+    while admission.in_work:
+        admission.leave()
+    for tick in range(400):
+        admission.observe(0.0005, 100.0 + tick * HEARTBEAT_S)
+    assert admission.limit == admission.cap
+
+
+def test_one_late_heartbeat_among_good_ones_changes_nothing() -> None:
+    admission = service()
+    for tick in range(100):
+        admission.observe(0.5 if tick % 10 == 0 else 0.001, tick * HEARTBEAT_S)
+    assert admission.limit == admission.cap
+
+
+def test_a_store_that_is_slow_fills_the_places_and_no_more() -> None:
+    outcome = simulate(0.5, Admission(cap=100, target_s=TARGET_S), waiting_s=0.5)
+    assert outcome.refused > 0
+    assert outcome.slowest(1.0) < 0.5 + 5 * TARGET_S
+
+
+def test_the_limit_never_falls_below_its_floor() -> None:
+    admission = Admission(cap=64, target_s=TARGET_S, floor=4)
+    for tick in range(1000):
+        admission.observe(1.0, tick * HEARTBEAT_S)
+    assert admission.limit == 4.0
+    assert [admission.enter() for _ in range(5)] == [True] * 4 + [False]
+    assert (admission.in_work, admission.refused) == (4, 1)
+
+
+def test_bytes_of_bodies_are_bounded_together() -> None:
+    admission = Admission(cap=10, target_s=TARGET_S, buffer_bytes=100)
+    assert admission.hold(60)
+    assert not admission.hold(60)
+    admission.release(120)
+    assert admission.hold(100)
