@@ -140,7 +140,8 @@ class ServingSettings(BaseSettings):
     @model_validator(mode="after")
     def _open_only_on_loopback(self) -> Self:
         loopback = self.serving_host in ("localhost", "127.0.0.1", "::1")
-        if self.serving_auth == "none" and not loopback and not self.trusted_networks:
+        trusted = self.trusted_networks  # raises ValueError for what is no network
+        if self.serving_auth == "none" and not loopback and not trusted:
             raise ValueError(
                 "MLPLATFORM_SERVING_AUTH=none is open to everyone who can connect: listen on 127.0.0.1, ask for keys or tokens, "
                 "or name the networks of an authenticating proxy in MLPLATFORM_SERVING_TRUSTED_PROXIES"

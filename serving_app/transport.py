@@ -81,9 +81,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def close_if_late(self, now: float) -> None:
         """Closes the connection where a head is awaited for too long."""
-        if self._head_since and now - self._head_since > self.limits.head_s and (self.cycle is None or self.cycle.response_complete):
-            if self.timeout_keep_alive_task is not None:  # between two requests; that has a limit of its own
-                return
+        late = self._head_since and now - self._head_since > self.limits.head_s
+        if late and (self.cycle is None or self.cycle.response_complete):  # else its turn has not come: the one before is answered
             self._status, self._kind, self._detail = 408, "head-too-slow", "the request did not arrive in time"
             self.send_400_response("")
 

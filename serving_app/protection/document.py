@@ -9,7 +9,9 @@ from serving_app.problems import MEDIA_TYPE
 from serving_app.protection.needs import need_of
 
 _PROBLEM = {"$ref": "#/components/schemas/ProblemDetail"}
-_RETRY = {"Retry-After": {"description": "Seconds to wait before the same request may succeed", "schema": {"type": "integer", "minimum": 0}}}
+_RETRY = {
+    "Retry-After": {"description": "Seconds to wait before the same request may succeed", "schema": {"type": "integer", "minimum": 0}}
+}
 _CHALLENGE = {"WWW-Authenticate": {"description": "How to authenticate (RFC 6750)", "schema": {"type": "string"}}}
 
 _EVERYWHERE: dict[str, tuple[str, dict[str, Any]]] = {
