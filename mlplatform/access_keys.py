@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -27,8 +26,10 @@ KEYS_FILE = Path("serving") / "keys.json"  # below HOME, unless MLPLATFORM_SERVI
 EVERY_MODEL = "*"
 Action = Literal["predict", "metrics", "admin"]
 
-_FORM = re.compile(r"mlp_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+_PREFIX = "mlp_"
+_ID_LENGTH = 12
 _SECRET_BYTES = 32
+_LENGTH = len(_PREFIX) + _ID_LENGTH + 1 + 43
 
 
 class KeysFileError(Exception):
@@ -81,7 +82,7 @@ def hash_secret(secret: str) -> str:
 
 
 def new_id() -> str:
-    return secrets.token_hex(6)
+    return secrets.token_hex(_ID_LENGTH // 2)
 
 
 def new_secret() -> str:
@@ -91,13 +92,15 @@ def new_secret() -> str:
 
 def written(key_id: str, secret: str) -> str:
     """The key as its owner sends it."""
-    return f"mlp_{key_id}_{secret}"
+    return f"{_PREFIX}{key_id}_{secret}"
 
 
 def taken_apart(key: str) -> tuple[str, str] | None:
     """Id and secret of a key; None for a text of another form."""
-    found = _FORM.fullmatch(key)
-    return (found[1], found[2]) if found else None
+    end = len(_PREFIX) + _ID_LENGTH
+    if len(key) != _LENGTH or key[end] != "_" or not key.startswith(_PREFIX):
+        return None
+    return key[len(_PREFIX) : end], key[end + 1 :]
 
 
 def rotated(key: AccessKey, secret: str, now: datetime, old_until: datetime) -> AccessKey:

@@ -16,8 +16,7 @@ from serving_app.protection.limits import TokenBucket
 from serving_app.protection.service import Protection
 
 _FAILED = "the service failed on this request; its log holds the cause under this request id"
-# OWASP's REST Security Cheat Sheet. The documentation's page sets its own content policy and cache rule.
-_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY")]
+# Unless a route says otherwise, as the documentation's page does.
 _NO_STORE = (b"cache-control", b"no-store")
 _LOGGED_PER_S = 50  # refusals written down; under a flood the log would cost more than the answers
 
@@ -62,7 +61,7 @@ class RequestContext:
         # Always our own: prediction records are told apart by it, so a caller's repeated id must not reach them.
         request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        started = time.perf_counter()
+        started = time.monotonic()
         status = 0
         head = scope["method"] == "HEAD"
         if head:  # RFC 9110, 9.3.2: the same answer as to GET, without its content; the server sees its own scope and keeps to HEAD
@@ -72,10 +71,16 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message.get("headers", ()), (b"x-request-id", request_id.encode()), *_HEADERS, *self._protection.headers]
-                if not any(name == b"cache-control" for name, _ in headers):
+                headers = message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                    *self._protection.headers,
+                ]
+                for name, _ in headers:
+                    if name == b"cache-control":
+                        break
+                else:
                     headers.append(_NO_STORE)
-                message["headers"] = headers
             elif head:
                 message = message | {"body": b""}
             await send(message)
@@ -93,7 +98,7 @@ class RequestContext:
             if not status:
                 await _send_problem(send_with_id, ProblemError(500, "internal-error", _FAILED), request_id)
         if status >= 400:
-            self._log_answer(scope, status, request_id, time.perf_counter() - started)
+            self._log_answer(scope, status, request_id, time.monotonic() - started)
 
     def _log_answer(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
         if self._lines.take(time.monotonic()):

@@ -30,27 +30,21 @@ class Running:
 
 
 class Deadlines:
-    """Limits in seconds, from the request's first line on; checked by `sweep`, so up to one sweep later."""
+    """Limits in seconds, from the request's first line on; checked by `sweep`, so up to one sweep later. `open`: what is under way."""
 
     def __init__(self, body_s: float, answer_s: float) -> None:
         self._body_s = body_s
         self._answer_s = answer_s
-        self._open: set[Running] = set()
+        self.open: set[Running] = set()
 
     @property
     def every_s(self) -> float:
         """How often to sweep, so that limits are kept within a quarter of the shorter one."""
         return min(0.5, self._body_s / 4, self._answer_s / 4)
 
-    def add(self, running: Running) -> None:
-        self._open.add(running)
-
-    def remove(self, running: Running) -> None:
-        self._open.discard(running)
-
     def sweep(self, now: float) -> None:
         """Stops what is late. A task stopped here gets its CancelledError once; `Running.late` tells it from the server's own."""
-        for running in tuple(self._open):
+        for running in tuple(self.open):
             age = now - running.started
             if running.late is not None:
                 continue

@@ -39,7 +39,7 @@ class Gate:
         running = Body(task, now, receive, self.guard.admission)
         if has_no_body(scope) and not running.work():
             raise overloaded()
-        self.deadlines.add(running)
+        self.deadlines.open.add(running)
         try:
             await app(scope, running.receive, send)
         except asyncio.CancelledError:
@@ -48,7 +48,7 @@ class Gate:
             task.uncancel()
             raise ProblemError(504, "too-slow", _TOO_SLOW) from None
         finally:
-            self.deadlines.remove(running)
+            self.deadlines.open.discard(running)
             running.done()
 
 
@@ -61,7 +61,11 @@ class Body(Running):
     __slots__ = ("_admission", "_held", "_receive", "_whole", "_working")
 
     def __init__(self, task: "asyncio.Task[object]", started: float, receive: Receive, admission: Admission) -> None:
-        super().__init__(task, started)
+        # One per request, so the base's fields are set here: its own constructor would be a second call.
+        self.task = task
+        self.started = started
+        self.reading = False
+        self.late = None
         self._receive = receive
         self._admission = admission
         self._held = 0

@@ -27,7 +27,7 @@ _ALL = frozenset({"predict", "metrics", "admin"})
 _NOT_FOR_THIS = "the credential is valid, but not for this"
 _REALM = 'Bearer realm="predictions"'
 _HARMLESS = ("GET", "HEAD", "OPTIONS")
-_FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
+_TELLING = frozenset({b"host", b"forwarded", b"x-forwarded-for", b"x-real-ip"})
 _HERE = re.compile(rb"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 
 
@@ -68,6 +68,7 @@ class Guard:
         self._wall = wall
         self._needs: dict[str, Need] = {}
         self._near: dict[str, Near] = {}
+        self._hosts: set[bytes] = set()
         self._allowed: dict[Caller, Allowed] = {}
 
     def check(self, scope: Mapping[str, Any], now: float) -> Allowed | ProblemError:
@@ -132,7 +133,20 @@ class Guard:
             if len(self._near) >= _KEPT:
                 self._near.clear()
             self._near[host] = near
-        return near == "trusted" or (near == "loopback" and not _speaks_for_others(scope["headers"]))
+        return near == "trusted" or (near == "loopback" and not self._speaks_for_others(scope["headers"]))
+
+    def _speaks_for_others(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+        """A request that comes over loopback, but not from here: a proxy nobody declared passes it on, or a web page whose name was made
+        to point here (DNS rebinding) sends it.
+        """
+        for name, value in headers:
+            if name in _TELLING and (name != b"host" or value not in self._hosts):
+                if name != b"host" or not _HERE.fullmatch(value):
+                    return True
+                if len(self._hosts) >= _KEPT:
+                    self._hosts.clear()
+                self._hosts.add(value)
+        return False
 
     def _remember(self, caller: Caller) -> Allowed:
         allowed = self._allowed.get(caller)
@@ -162,15 +176,3 @@ def nearness(host: str, trusted: Sequence[Network]) -> Near:
     if any(address in network for network in trusted):
         return "trusted"
     return "loopback" if address.is_loopback else "far"
-
-
-def _speaks_for_others(headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    """A request that comes over loopback, but not from here: a proxy nobody declared passes it on, or a web page whose name was made
-    to point here (DNS rebinding) sends it.
-    """
-    for name, value in headers:
-        if name in _FORWARDED:
-            return True
-        if name == b"host" and not _HERE.fullmatch(value):
-            return True
-    return False

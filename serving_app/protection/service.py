@@ -25,6 +25,8 @@ from serving_app.settings import ServingSettings
 
 _HEARTBEAT_S = 0.01
 _UPKEEP_S = 1.0
+# OWASP's REST Security Cheat Sheet.
+_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY"))
 _HSTS = (b"strict-transport-security", b"max-age=31536000")
 
 log = structlog.get_logger(__name__)
@@ -36,7 +38,7 @@ class Protection:
     def __init__(self) -> None:
         self.gate: Gate | None = None
         self.origins: tuple[str, ...] = ()
-        self.headers: tuple[tuple[bytes, bytes], ...] = ()
+        self.headers: tuple[tuple[bytes, bytes], ...] = _HEADERS
 
     @asynccontextmanager
     async def open(self, settings: ServingSettings, redis: Pipelines, registry: CollectorRegistry) -> AsyncIterator[None]:
@@ -56,7 +58,7 @@ class Protection:
         guard = Guard(admission, recognize, settings.trusted_networks, settings.serving_metrics_open, refusals.count)
         deadlines = Deadlines(settings.serving_body_timeout_s, settings.serving_request_timeout_s)
         self.origins = settings.cors_origins
-        self.headers = (_HSTS,) if settings.serving_tls_certificate else ()
+        self.headers = (*_HEADERS, _HSTS) if settings.serving_tls_certificate else _HEADERS
         work.append(_sweep(deadlines))
         tasks = [asyncio.create_task(each) for each in work]
         self.gate = Gate(guard, deadlines)

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from mlplatform import access_keys
 from mlplatform.access_keys import AccessKey, AccessKeys, HashedSecret
 from mlplatform.cli import app as command_line
+from mlplatform.client import NotAllowedError, PredictionClient
 from mlplatform.contracts import prediction_stream
 
 PREDICT = "/v1/models/basket/predict"
@@ -111,6 +112,16 @@ def test_a_key_for_one_model_reaches_no_other_and_no_unknown_address(service, ma
         assert ask(other, path, "GET").status_code == 403, path
     # However the path is written, what is answered is about the model the key is for.
     assert "Prediction" not in ask(other, "/v1/models/other/../basket", "GET").text
+
+
+def test_the_platforms_client_sends_its_key(service, make_key) -> None:
+    key = make_key()["key"]
+    url = str(service()(key).url).removesuffix(PREDICT)
+    with PredictionClient(url, api_key=key) as client:
+        assert client.predict("basket", [ROW]).version == 1
+    with PredictionClient(url) as client, pytest.raises(NotAllowedError, match="send a credential") as refused:
+        client.predict("basket", [ROW])
+    assert (refused.value.status, refused.value.kind) == (401, "not-authenticated")
 
 
 def test_the_wrong_key_never_reaches_the_model(service, make_key, redis_url) -> None:
