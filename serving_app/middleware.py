@@ -65,7 +65,7 @@ class RequestContext:
         status = 0
         head = scope["method"] == "HEAD"
         if head:  # RFC 9110, 9.3.2: the same answer as to GET, without its content; the server sees its own scope and keeps to HEAD
-            scope = scope | {"method": "GET"}
+            scope = {**scope, "method": "GET"}
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -82,7 +82,7 @@ class RequestContext:
                 else:
                     headers.append(_NO_STORE)
             elif head:
-                message = message | {"body": b""}
+                message = {**message, "body": b""}
             await send(message)
 
         try:

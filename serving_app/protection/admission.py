@@ -6,9 +6,10 @@ A server that takes every request answers all of them late; one that takes what 
 
 - no more than `cap` requests are in work, whatever their delay comes from (by Little's law that bounds the wait);
 - when the event loop itself falls behind, the limit falls with it. The signal is CoDel's (Nichols and Jacobson, "Controlling Queue
-  Delay", ACM Queue 10(5), 2012; RFC 8289): the least delay within an interval. A burst drains within the interval, and its least delay
-  is small; a standing queue's is not. The answer to it is TCP's: lower the limit by a part at once, raise it in small steps. Twenty milliseconds as the delay to stay below is what WeChat's services use (Zhou et al., "Overload
-  Control for Scaling WeChat Microservices", SoCC 2018, 4.1).
+  Delay", ACM Queue 10(5), 2012; RFC 8289): the least delay within an interval. A burst drains within the interval, and its least
+  delay is small; a standing queue's is not. The answer to it is TCP's: lower the limit by a part at once, raise it in small steps.
+  Twenty milliseconds as the delay to stay below is what WeChat's services use (Zhou et al., "Overload Control for Scaling WeChat
+  Microservices", SoCC 2018, 4.1).
 """
 
 from math import inf

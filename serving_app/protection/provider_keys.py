@@ -42,9 +42,7 @@ class ProviderKeys:
         """True where it worked. A fault is told in the log once, as long as it stays the same."""
         try:
             document = orjson.loads(await self._fetch())
-            if not isinstance(document, dict):
-                raise ValueError("not a JSON Web Key Set")
-            keys = self._verifier.take_keys(document)
+            keys = self._verifier.take_keys(document if isinstance(document, dict) else {})
         except (httpx.HTTPError, OSError, ValueError) as error:
             fault = f"{type(error).__name__}: {error}"
             if fault != self._fault:

@@ -80,12 +80,12 @@ class TokenVerifier:
         digest = hashlib.sha256(text.encode()).digest()
         known = self._checked.get(digest)
         if known is None:
-            known = self._check(text)
-            if isinstance(known, Unrecognized):
-                return known
+            found = self._check(text)
+            if isinstance(found, Unrecognized):
+                return found
             if len(self._checked) >= _KEPT:
                 self._checked.clear()
-            self._checked[digest] = known
+            known = self._checked[digest] = found
         caller, begins, ends = known
         leeway = self._rules.leeway_s
         if wall_s >= ends + leeway:
