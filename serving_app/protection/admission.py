@@ -20,9 +20,13 @@ _RISE_UNBOUND = 1.5  # per interval in which nobody was: the limit was not what 
 
 
 class Admission:
-    """`cap`: most requests in work; `target_s`: delay of the event loop to stay below; `floor`: the limit never falls below it."""
+    """`cap`: most requests in work; `target_s`: delay of the event loop to stay below.
 
-    def __init__(self, cap: int, target_s: float, floor: int = 4, interval_s: float = 0.1, buffer_bytes: int = 1 << 28) -> None:
+    `floor`: the limit never falls below it. A neighbour on the same processor makes the loop late too, and refusing would not help then: so
+    few requests are no queue of ours.
+    """
+
+    def __init__(self, cap: int, target_s: float, floor: int = 64, interval_s: float = 0.1, buffer_bytes: int = 1 << 28) -> None:
         self.cap = cap
         self.limit = float(cap)
         self.in_work = 0
