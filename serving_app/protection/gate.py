@@ -58,7 +58,7 @@ class Body(Running):
     A caller that sends slowly holds no place, so a thousand of them keep nobody out.
     """
 
-    __slots__ = ("_admission", "_held", "_receive", "_whole", "_working")
+    __slots__ = ("_admission", "_held", "_receive", "_whole", "_working_since")
 
     def __init__(self, task: "asyncio.Task[object]", started: float, receive: Receive, admission: Admission) -> None:
         # One per request, so the base's fields are set here: its own constructor would be a second call.
@@ -70,15 +70,17 @@ class Body(Running):
         self._admission = admission
         self._held = 0
         self._whole = False
-        self._working = False
+        self._working_since = 0.0  # monotonic seconds; 0.0 while it holds no place
 
     def work(self) -> bool:
-        self._working = self._admission.enter()
-        return self._working
+        if not self._admission.enter():
+            return False
+        self._working_since = time.monotonic()
+        return True
 
     def done(self) -> None:
-        if self._working:
-            self._admission.leave()
+        if self._working_since:
+            self._admission.leave(time.monotonic() - self._working_since)
         if self._held:
             self._admission.release(self._held)
 
@@ -101,6 +103,6 @@ class Body(Running):
         if not message.get("more_body", False):
             self.reading = False
             self._whole = True
-            if not self._working and not self.work():
+            if not self._working_since and not self.work():
                 raise overloaded()
         return message

@@ -90,7 +90,7 @@ async def _watch_loop(admission: Admission) -> None:
         await asyncio.sleep(_HEARTBEAT_S)
         await asyncio.sleep(0)
         now = time.monotonic()
-        admission.observe(max(0.0, now - due), now)
+        admission.observe(max(0.0, now - due), now, time.process_time())
 
 
 async def _sweep(deadlines: Deadlines) -> None:

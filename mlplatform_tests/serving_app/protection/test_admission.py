@@ -28,30 +28,40 @@ class Outcome:
         return sorted(self.waits_s)[int(share * (len(self.waits_s) - 1))]
 
 
-def simulate(load: float, admission: Admission | None, seconds: float = 4.0, waiting_s: float = 0.0, warm_up_s: float = 1.0) -> Outcome:
+def simulate(
+    load: float,
+    admission: Admission | None,
+    seconds: float = 4.0,
+    waiting_s: float = 0.0,
+    per_turn: int = 1_000_000,
+    warm_up_s: float = 1.0,
+) -> Outcome:
     """One event loop. What arrives (Poisson) is read in the next turn, taken or refused in the turn after, and worked on in a later one.
 
-    `load`: arrivals by capacity. `waiting_s`: time a request spends waiting for a store, before its work. The heartbeat is the service's:
-    due every ten milliseconds, met in one turn, run in the next.
+    `load`: arrivals by capacity. `waiting_s`: time a request spends waiting for a store, before its work. `per_turn`: requests worked on
+    in one turn; the others queue inside the application, and the loop itself is never late. The heartbeat is the service's: due every
+    ten milliseconds, met in one turn, run in the next.
     """
     rng = random.Random(7)
     result = Outcome(seconds=seconds - warm_up_s)
     rate = load / WORK_S
-    now, arrival, beat = 0.0, rng.expovariate(rate), HEARTBEAT_S
+    now, arrival, beat, processor = 0.0, rng.expovariate(rate), HEARTBEAT_S, 0.0
     met: list[float] = []
     met_beat = 0.0
-    due: deque[tuple[float, float]] = deque()
+    due: deque[tuple[float, float, float]] = deque()
     while now < seconds:
         turn_began = now
         if met_beat and admission:
-            admission.observe(now - met_beat, now)
+            admission.observe(now - met_beat, now, processor)
             beat, met_beat = now + HEARTBEAT_S, 0.0
         elif beat <= now:
             met_beat = beat
-        ready = sum(1 for at, _ in due if at <= turn_began)
+        ready = 0
+        while ready < min(per_turn, len(due)) and due[ready][0] <= turn_began:
+            ready += 1
         for arrived in met:
             if admission is None or admission.enter():
-                due.append((arrived + waiting_s, arrived))
+                due.append((arrived + waiting_s, arrived, now))
             else:
                 result.refused += now >= warm_up_s
                 now += REFUSAL_S
@@ -60,12 +70,13 @@ def simulate(load: float, admission: Admission | None, seconds: float = 4.0, wai
             met.append(arrival)
             arrival += rng.expovariate(rate)
         for _ in range(ready):
-            _, arrived = due.popleft()
+            _, arrived, entered = due.popleft()
             now += WORK_S
             if admission:
-                admission.leave()
+                admission.leave(now - entered)
             if now >= warm_up_s:
                 result.waits_s.append(now - arrived)
+        processor += now - turn_began
         if now == turn_began:  # nothing to do: on to the next event, or a short turn where something was only passed on
             now = now + 1e-6 if met or met_beat else min(t for t in (arrival, beat, due[0][0] if due else arrival) if t > now)
     return result
@@ -96,21 +107,34 @@ def test_over_capacity_the_accepted_are_answered_in_time_and_the_server_stays_bu
     assert outcome.answered_per_s > 0.8 * (1 - spent_on_refusals) / WORK_S
 
 
+@pytest.mark.parametrize("load", [3.0, 10.0])
+def test_a_queue_inside_the_application_is_seen_though_the_loop_is_never_late(load: float) -> None:
+    outcome = simulate(load, Admission(cap=20_000, target_s=TARGET_S), per_turn=5)
+    assert outcome.slowest(0.99) < 10 * TARGET_S
+    spent_on_refusals = outcome.refused / outcome.seconds * REFUSAL_S
+    assert outcome.answered_per_s > 0.8 * (1 - spent_on_refusals) / WORK_S
+
+
+def test_a_slow_store_alone_makes_nobody_be_refused() -> None:
+    outcome = simulate(0.1, service(), waiting_s=0.5)
+    assert outcome.refused == 0
+
+
 def test_after_an_overload_the_limit_comes_back() -> None:
     admission = service()
     simulate(10.0, admission)
     assert admission.limit < 0.5 * admission.cap
     while admission.in_work:
-        admission.leave()
+        admission.leave(0.1)
     for tick in range(400):
-        admission.observe(0.0005, 100.0 + tick * HEARTBEAT_S)
+        admission.observe(0.0005, 100.0 + tick * HEARTBEAT_S, 0.0)
     assert admission.limit == admission.cap
 
 
 def test_one_late_heartbeat_among_good_ones_changes_nothing() -> None:
     admission = service()
     for tick in range(100):
-        admission.observe(0.5 if tick % 10 == 0 else 0.001, tick * HEARTBEAT_S)
+        admission.observe(0.5 if tick % 10 == 0 else 0.001, tick * HEARTBEAT_S, 0.0)
     assert admission.limit == admission.cap
 
 
@@ -123,7 +147,7 @@ def test_a_store_that_is_slow_fills_the_places_and_no_more() -> None:
 def test_the_limit_never_falls_below_its_floor() -> None:
     admission = Admission(cap=64, target_s=TARGET_S, floor=4)
     for tick in range(1000):
-        admission.observe(1.0, tick * HEARTBEAT_S)
+        admission.observe(1.0, tick * HEARTBEAT_S, 0.0)
     assert admission.limit == 4.0
     assert [admission.enter() for _ in range(5)] == [True] * 4 + [False]
     assert (admission.in_work, admission.refused) == (4, 1)

@@ -109,7 +109,7 @@ def test_a_full_service_refuses_strangers_as_strangers_and_costs_the_others_noth
     assert isinstance(refused, ProblemError)
     assert (refused.status, refused.headers) == (503, {"Retry-After": "1"})
     assert kind(guard.check(scope("/health/ready"), 0.0)) == "allowed"
-    guard.admission.leave()
+    guard.admission.leave(0.01)
     assert kind(guard.check(scope(x_api_key="good"), 0.0)) == "allowed"
 
 
