@@ -25,4 +25,5 @@ WORKDIR /var/lib/mlplatform
 USER mlplatform
 
 EXPOSE 8000
-CMD ["uvicorn", "serving_app.main:app", "--host", "0.0.0.0", "--port", "8000", "--no-access-log", "--timeout-graceful-shutdown", "15"]
+# Listens on 127.0.0.1 until MLPLATFORM_SERVING_HOST and MLPLATFORM_SERVING_AUTH say otherwise.
+CMD ["python", "-m", "serving_app"]

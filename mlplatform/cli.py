@@ -14,6 +14,7 @@ import typer
 
 from mlplatform import cli_features
 from mlplatform.cli_bench import bench
+from mlplatform.cli_keys import keys
 from mlplatform.cli_online import online
 from mlplatform.cli_options import HERE, AsJson, Home
 from mlplatform.cli_options import now as _now
@@ -38,6 +39,7 @@ app.add_typer(bench, name="bench")
 app.command()(cli_features.features)
 app.command()(cli_features.fingerprint)
 app.add_typer(online, name="online")
+app.add_typer(keys, name="keys")
 app.command()(stream)
 app.command()(traffic)
 
@@ -61,6 +63,7 @@ _MENDS = {
     "NothingBuiltError": "`mlplatform demo` or `mlplatform up` builds one there; or name the --home that is meant",
     "PortTakenError": "take another --metrics-port, or end what listens there; `mlplatform status` shows a worker that runs",
     "QuestionError": "",
+    "KeysFileError": "restore it, or name another with --file",
     "ModuleNotFoundError": "`make install`",
 }
 

@@ -43,6 +43,10 @@ class ServiceUnavailableError(PredictionServiceError):
     """The service answered 429 or 503, after all retries: not ready, overloaded, or a feature it refuses to do without is missing."""
 
 
+class NotAllowedError(PredictionServiceError):
+    """The service asks for a key or token (status 401), or the one sent is not for this (403). Retrying cannot help."""
+
+
 class UnknownModelError(PredictionServiceError):
     """The service does not serve a model of this name."""
 
@@ -133,6 +137,8 @@ class _Protocol:
         }
         if response.status_code in _RETRIED:
             raise ServiceUnavailableError(detail, **about)
+        if response.status_code in (401, 403):
+            raise NotAllowedError(detail, **about)
         if response.status_code == 404:
             raise UnknownModelError(detail, **about)
         if response.status_code in (413, 415, 422):
@@ -179,6 +185,10 @@ class _Protocol:
         return self.retry.pause(attempt) if isinstance(outcome, _LOST) else None
 
 
+def _credential(api_key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {api_key}"} if api_key else {}
+
+
 def _unreachable(url: str, error: httpx.TransportError) -> ServiceUnreachableError:
     return ServiceUnreachableError(f"no answer from the prediction service at {url}: {type(error).__name__}: {error}")
 
@@ -186,10 +196,11 @@ def _unreachable(url: str, error: httpx.TransportError) -> ServiceUnreachableErr
 class PredictionClient:
     """Blocking client; one per application, usable from several threads. Close it, or use it as a context manager."""
 
-    def __init__(self, url: str, *, timeout_s: float = 5.0, retry: RetryPolicy | None = None) -> None:
+    def __init__(self, url: str, *, api_key: str = "", timeout_s: float = 5.0, retry: RetryPolicy | None = None) -> None:
+        """`api_key`: an API key or a token, where the service asks for one."""
         self._url = url.rstrip("/")
         self._protocol = _Protocol(retry or RetryPolicy())
-        self._http = httpx.Client(base_url=self._url, timeout=timeout_s)
+        self._http = httpx.Client(base_url=self._url, timeout=timeout_s, headers=_credential(api_key))
 
     def __enter__(self) -> Self:
         return self
@@ -255,10 +266,11 @@ class PredictionClient:
 class AsyncPredictionClient:
     """The same for asyncio applications."""
 
-    def __init__(self, url: str, *, timeout_s: float = 5.0, retry: RetryPolicy | None = None) -> None:
+    def __init__(self, url: str, *, api_key: str = "", timeout_s: float = 5.0, retry: RetryPolicy | None = None) -> None:
+        """`api_key`: an API key or a token, where the service asks for one."""
         self._url = url.rstrip("/")
         self._protocol = _Protocol(retry or RetryPolicy())
-        self._http = httpx.AsyncClient(base_url=self._url, timeout=timeout_s)
+        self._http = httpx.AsyncClient(base_url=self._url, timeout=timeout_s, headers=_credential(api_key))
 
     async def __aenter__(self) -> Self:
         return self

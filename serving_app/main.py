@@ -37,6 +37,7 @@ from serving_app.online_features import OnlineFeatures
 from serving_app.prediction_log import PredictionLog
 from serving_app.predictor import Predictor
 from serving_app.problems import install
+from serving_app.protection.service import Protection
 from serving_app.registry import MlflowRegistry
 from serving_app.router import ModelRouter
 from serving_app.routes import docs, health, hooks, models, predict
@@ -52,15 +53,17 @@ log = structlog.get_logger(__name__)
 
 
 class PredictionService(FastAPI):
-    """FastAPI with two layers in front of it: what every request gets, and the hot route."""
+    """FastAPI with two layers in front of it: what every request gets and has to pass, and the hot route."""
 
     def __init__(self, settings: ServingSettings | None) -> None:
-        super().__init__(title=_TITLE, description=_DESCRIPTION, version="1", docs_url=None, redoc_url=None, lifespan=_lifespan(settings))
+        protection = Protection()
+        lifespan = _lifespan(settings, protection)
+        super().__init__(title=_TITLE, description=_DESCRIPTION, version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
         install(self)
         for routes in (predict, models, hooks, health, docs):
             self.include_router(routes.router)
         # Not as FastAPI's middlewares: in front of those stand layers of its own (telemetry, body limit: 15 µs a request).
-        self._front = RequestContext(HotRoute(super().__call__, _running(self)))
+        self._front = RequestContext(HotRoute(super().__call__, _running(self)), protection)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._front(scope, receive, send)
@@ -90,20 +93,20 @@ def _running(app: FastAPI) -> Callable[[], tuple[Predictor, int] | None]:
     return running
 
 
-def _lifespan(given: ServingSettings | None) -> Any:
+def _lifespan(given: ServingSettings | None, protection: Protection) -> Any:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         settings = given or ServingSettings()
         if given is None:  # in a process of its own; whoever embeds the application keeps its own logging
             configure_logs(settings.serving_log_level)
         async with AsyncExitStack() as stack:
-            app.state.serving = await _start(settings, stack)
+            app.state.serving = await _start(settings, stack, protection)
             yield
 
     return lifespan
 
 
-async def _start(settings: ServingSettings, stack: AsyncExitStack) -> Serving:
+async def _start(settings: ServingSettings, stack: AsyncExitStack, protection: Protection) -> Serving:
     """Opens everything; the stack closes it in reverse order: first the watch, then the log with its last records, then Redis."""
     device = pick_device(settings.device)
     metrics = Metrics()
@@ -112,7 +115,7 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack) -> Serving:
     stack.push_async_callback(log_pipe.aclose)
     online = _online(settings)
     stack.push_async_callback(online.aclose)
-    subscriber = await stack.enter_async_context(_subscriber(settings))
+    subscriber = await stack.enter_async_context(_redis(settings, None))
     registry = (
         await stack.enter_async_context(MlflowRegistry(settings.registry_url, settings.serving_registry_timeout_s))
         if settings.registry_url
@@ -137,6 +140,8 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack) -> Serving:
     stack.push_async_callback(watcher.close)
     for work in (_watch(watcher, settings.serving_poll_s), watcher.listen_forever(subscriber)):
         stack.push_async_callback(_cancel, asyncio.create_task(work))
+    quotas = await stack.enter_async_context(_redis(settings, settings.serving_redis_timeout_s))
+    await stack.enter_async_context(protection.open(settings, quotas, metrics.registry))
     log.info("service_started", device=device, models=settings.serving_models or "all with the alias production")
     return Serving(settings, clock, device, online, router, watcher, batcher, predictor, prediction_log, metrics, shadow)
 
@@ -165,14 +170,15 @@ async def _cancel(task: "asyncio.Task[None]") -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def _subscriber(settings: ServingSettings) -> "Redis":
-    """For the notices, which it waits for without limit."""
+def _redis(settings: ServingSettings, timeout_s: float | None) -> "Redis":
+    """For what is not on a request's way: the notices, waited for without limit, and the quotas."""
     return Redis.from_url(
         settings.redis_url.get_secret_value(),
         decode_responses=False,
-        socket_connect_timeout=2.0,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s or 2.0,
         socket_keepalive=True,
-        health_check_interval=15,
+        health_check_interval=15 if timeout_s is None else 0,
         # One more try at once: after a restart of Redis every pooled connection is stale. Waiting longer is the callers' business.
         retry=Retry(NoBackoff(), 1),
     )

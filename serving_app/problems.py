@@ -16,13 +16,19 @@ MEDIA_TYPE = "application/problem+json"
 _TITLES = {
     400: "Bad request",
     401: "Not authenticated",
+    403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
+    408: "Body too slow",
     413: "Body too large",
+    414: "Address too long",
     415: "Unsupported media type",
     422: "Invalid input",
+    429: "Too many requests",
+    431: "Header fields too large",
     500: "Internal error",
     503: "Unavailable",
+    504: "Too slow",
 }
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from mlplatform.contracts import ContractField, ServingContract
 from serving_app.features import Reason
 from serving_app.problems import MEDIA_TYPE
+from serving_app.protection.document import describe
 from serving_app.router import ModelRouter
 
 PREDICT_PATH = "/v1/models/{model}/predict"
@@ -184,6 +185,7 @@ def build_openapi(app: FastAPI, router: ModelRouter, rows_limit: int) -> dict[st
     schemas |= _with_definitions(ProblemDetail) | _with_definitions(PredictResponse)
     generic = document["paths"].get(PREDICT_PATH)
     if generic is None or not router.names():
+        describe(document)
         return document
     del document["paths"][PREDICT_PATH]
     predicting: dict[str, Any] = {}
@@ -205,6 +207,7 @@ def build_openapi(app: FastAPI, router: ModelRouter, rows_limit: int) -> dict[st
         }
         predicting[f"/v1/models/{contract.model}/predict"] = {"post": operation}
     document["paths"] = predicting | document["paths"]  # what the service is for comes first
+    describe(document)
     return document
 
 

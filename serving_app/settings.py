@@ -3,11 +3,23 @@
 Belongs here: names, types, defaults and what production refuses. Does not belong here: reading settings at import.
 """
 
+import re
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from mlplatform.access_keys import KEYS_FILE
+
+Network = IPv4Network | IPv6Network
+
+
+# Of RFC 7518 and 8037, those with a public key: with a shared secret, whoever can check a token can make one.
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?")
 
 
 class ServingSettings(BaseSettings):
@@ -53,15 +65,68 @@ class ServingSettings(BaseSettings):
     serving_webhook_secret: SecretStr = Field(
         SecretStr(""), description="Secret of MLflow's webhook, which calls /v1/hooks/mlflow; empty: the route is closed"
     )
+    serving_host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every one of this machine")
+    serving_port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0: a free one")
+    serving_auth: Literal["none", "keys", "jwt"] = Field(
+        "none", description="Who may ask: none (open, to this machine only), keys (API keys), jwt (tokens of an OpenID provider)"
+    )
+    serving_trusted_proxies: str = Field(
+        "", description="With SERVING_AUTH=none: networks whose callers count as authenticated, comma-separated, as 10.0.0.0/8"
+    )
+    serving_keys_file: Path | None = Field(None, description="File of API keys. Default: HOME/serving/keys.json")
+    serving_jwt_keys: str = Field("", description="The provider's JSON Web Key Set: an https address (its jwks_uri), or a file")
+    serving_jwt_issuer: str = Field("", description="What a token's `iss` must be")
+    serving_jwt_audience: str = Field("", description="What a token's `aud` must be or contain")
+    serving_jwt_algorithms: str = Field(
+        "RS256,ES256", description="Signature algorithms accepted, comma-separated; none with a shared secret"
+    )
+    serving_jwt_leeway_s: float = Field(30.0, ge=0, le=300, description="Seconds the provider's clock may differ")
+    serving_jwt_rate_per_s: float = Field(0.0, ge=0, description="Requests a second of one subject, per replica; 0: no limit")
+    serving_metrics_open: bool = Field(False, description="/metrics answers without a credential, where credentials are asked for")
+    serving_in_work: int = Field(1024, ge=1, description="Requests worked on at once; the next ones get 503 with Retry-After")
+    serving_queue_target_s: float = Field(
+        0.02, gt=0, description="Delay of the event loop above which fewer requests are taken into work, down to what keeps it"
+    )
+    serving_buffer_limit: int = Field(268_435_456, ge=1_000_000, description="Bytes of all request bodies in memory together")
+    serving_body_timeout_s: float = Field(10.0, gt=0, description="Seconds for a request's body to arrive; then 408")
+    serving_request_timeout_s: float = Field(30.0, gt=0, description="Seconds from a request's first line to its answer; then 504")
+    serving_head_limit: int = Field(16_384, ge=1024, description="Bytes of a request's first line and header fields; then 431 or 414")
+    serving_head_timeout_s: float = Field(10.0, gt=0, description="Seconds for them to arrive; then 408")
+    serving_connections: int = Field(16_384, ge=1, description="Connections open at once; the next ones get 503 and are closed")
+    serving_keep_alive_s: int = Field(30, ge=1, description="Seconds a connection without a request stays open")
+    serving_stop_s: int = Field(15, ge=1, description="Seconds requests under way have to finish after SIGTERM")
+    serving_tls_certificate: Path | None = Field(
+        None, description="PEM file of the certificate and its chain; with it the service speaks TLS"
+    )
+    serving_tls_key: Path | None = Field(None, description="PEM file of the certificate's private key, without a password")
+    serving_cors_origins: str = Field(
+        "", description="Web pages that may ask from a browser, comma-separated, as https://shop.example; empty: none"
+    )
     serving_log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged")
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        return tuple(name for part in self.serving_models.split(",") if (name := part.strip()))
+        return _listed(self.serving_models)
 
     @property
     def model_cache(self) -> Path:
         return self.home.absolute() / "serving" / "models"
+
+    @property
+    def keys_file(self) -> Path:
+        return (self.serving_keys_file or self.home / KEYS_FILE).absolute()
+
+    @property
+    def trusted_networks(self) -> tuple[Network, ...]:
+        return tuple(ip_network(network) for network in _listed(self.serving_trusted_proxies))
+
+    @property
+    def jwt_algorithms(self) -> tuple[str, ...]:
+        return _listed(self.serving_jwt_algorithms)
+
+    @property
+    def cors_origins(self) -> tuple[str, ...]:
+        return _listed(self.serving_cors_origins)
 
     @property
     def online_redis_url(self) -> str:
@@ -87,6 +152,52 @@ class ServingSettings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _open_only_on_loopback(self) -> Self:
+        loopback = self.serving_host in ("localhost", "127.0.0.1", "::1")
+        trusted = self.trusted_networks  # raises ValueError for what is no network
+        if self.serving_auth == "none" and not loopback and not trusted:
+            raise ValueError(
+                "MLPLATFORM_SERVING_AUTH=none is open to everyone who can connect: listen on 127.0.0.1, ask for keys or tokens, "
+                "or name the networks of an authenticating proxy in MLPLATFORM_SERVING_TRUSTED_PROXIES"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_are_checked_against_something(self) -> Self:
+        if self.serving_auth != "jwt":
+            return self
+        if not (self.serving_jwt_keys and self.serving_jwt_issuer and self.serving_jwt_audience):
+            raise ValueError("MLPLATFORM_SERVING_AUTH=jwt needs MLPLATFORM_SERVING_JWT_KEYS, _ISSUER and _AUDIENCE")
+        if self.profile == "production" and self.serving_jwt_keys.startswith("http://"):
+            raise ValueError("MLPLATFORM_SERVING_JWT_KEYS must be https in production: whoever can change it on its way can sign tokens")
+        if wrong := sorted(set(self.jwt_algorithms) - set(ALGORITHMS)):
+            raise ValueError(f"MLPLATFORM_SERVING_JWT_ALGORITHMS: {wrong[0]!r} is none of {', '.join(ALGORITHMS)}")
+        if not self.jwt_algorithms:
+            raise ValueError("MLPLATFORM_SERVING_JWT_ALGORITHMS names none")
+        return self
+
+    @model_validator(mode="after")
+    def _certificate_and_key_go_together(self) -> Self:
+        files = (self.serving_tls_certificate, self.serving_tls_key)
+        if (files[0] is None) != (files[1] is None):
+            raise ValueError("MLPLATFORM_SERVING_TLS_CERTIFICATE and MLPLATFORM_SERVING_TLS_KEY go together")
+        if missing := [str(file) for file in files if file is not None and not file.is_file()]:
+            raise ValueError(f"there is no file {missing[0]}, which the settings name for TLS")
+        return self
+
+    @model_validator(mode="after")
+    def _web_pages_are_named(self) -> Self:
+        if wrong := [origin for origin in self.cors_origins if not _ORIGIN.fullmatch(origin)]:
+            raise ValueError(f"MLPLATFORM_SERVING_CORS_ORIGINS names pages as scheme://host[:port], not {wrong[0]!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_body_is_part_of_its_request(self) -> Self:
+        if self.serving_body_timeout_s > self.serving_request_timeout_s:
+            raise ValueError("MLPLATFORM_SERVING_BODY_TIMEOUT_S is longer than MLPLATFORM_SERVING_REQUEST_TIMEOUT_S")
+        return self
+
+    @model_validator(mode="after")
     def _production_refuses_defaults(self) -> Self:
         if self.profile != "production":
             return self
@@ -99,6 +210,13 @@ class ServingSettings(BaseSettings):
             problems.append("MLPLATFORM_ONLINE_URL must carry a password")
         if not self.mlflow_url:
             problems.append("MLPLATFORM_MLFLOW_URL must be an MLflow server")
+        if self.serving_auth == "none":
+            problems.append("MLPLATFORM_SERVING_AUTH must be 'keys' or 'jwt'")
         if problems:
             raise ValueError("unsafe settings for the production profile: " + "; ".join(problems))
         return self
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """The parts of a comma-separated setting."""
+    return tuple(name for part in text.split(",") if (name := part.strip()))

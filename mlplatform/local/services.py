@@ -168,11 +168,11 @@ def prediction_service(environment: Mapping[str, str] | None = None, port: int |
     port = port or free_port()
     return Launch(
         name="serving",
-        command=[sys.executable, "-m", "uvicorn", "serving_app.main:app", "--host", HOST, "--port", str(port)],
+        command=[sys.executable, "-m", "serving_app"],
         ready=http_ready(port, "/health/live"),
         url=f"http://{HOST}:{port}",
         port=port,
-        environment=QUIET | dict(environment or {}),
+        environment=QUIET | dict(environment or {}) | {"MLPLATFORM_SERVING_HOST": HOST, "MLPLATFORM_SERVING_PORT": str(port)},
     )
 
 

@@ -33,8 +33,8 @@ def endpoints(config: dict[str, Any], cluster: str) -> list[dict[str, Any]]:
 
 def test_it_names_both_replicas_at_the_port_they_listen_on(root, resolved) -> None:
     found = {(e["address"], e["port_value"]) for e in endpoints(config_of(root), "serving")}
-    dockerfile = (root / "deploy/serving.Dockerfile").read_text()
-    assert '"--port", "8000"' in dockerfile
+    listens = {(name, int(resolved["services"][name]["environment"]["MLPLATFORM_SERVING_PORT"])) for name in ("serving-1", "serving-2")}
+    assert found == listens
     assert found == {(name, 8000) for name in resolved["services"] if name.startswith("serving-")}
 
 

@@ -110,8 +110,9 @@ def test_dagster_runs_on_a_workspace_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_the_prediction_service_is_started_as_a_process_with_its_environment() -> None:
     launch = prediction_service({"MLPLATFORM_DEVICE": "cpu"}, port=12345)
-    assert launch.command[1:] == ["-m", "uvicorn", "serving_app.main:app", "--host", "127.0.0.1", "--port", "12345"]
-    assert launch.environment == QUIET | {"MLPLATFORM_DEVICE": "cpu"}
+    assert launch.command[1:] == ["-m", "serving_app"]
+    where = {"MLPLATFORM_SERVING_HOST": "127.0.0.1", "MLPLATFORM_SERVING_PORT": "12345"}
+    assert launch.environment == QUIET | {"MLPLATFORM_DEVICE": "cpu"} | where
 
 
 def test_every_process_gets_the_variables_that_keep_it_from_calling_home(tmp_path: Path) -> None:

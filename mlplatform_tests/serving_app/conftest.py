@@ -50,7 +50,7 @@ import numpy as np
 def basket_features(columns):
     """A basket's hour of day and price per item."""
     hour = (columns["placed_at"] - columns["placed_at"].astype("datetime64[D]")) / np.timedelta64(1, "h")
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         return {"hour": hour, "unit_price": columns["price"] / columns["items"], "busy": columns["load"] * 2.0}
 '''
 
@@ -317,7 +317,7 @@ def free_port() -> Callable[[], int]:
 def run_service(
     tmp_path: Path, redis_url: str, clock_file: Path, definitions: Path, free_port: Callable[[], int]
 ) -> Iterator[Callable[..., Process]]:
-    """`run_service(MLPLATFORM_X=…)`: a uvicorn process of its own; stopped at the end of the test."""
+    """`run_service(MLPLATFORM_X=…)`: a process of its own, as `python -m serving_app`; stopped at the end of the test."""
     running: list[Process] = []
 
     def start(**env: str) -> Process:
@@ -328,11 +328,12 @@ def run_service(
             "MLPLATFORM_REDIS_URL": redis_url,
             "MLPLATFORM_CLOCK": str(clock_file),
             "MLPLATFORM_DEVICE": "cpu",
+            "MLPLATFORM_SERVING_PORT": str(port),
             "PYTHONPATH": f"{definitions}{os.pathsep}{REPO}",
         }
         kept = {k: v for k, v in os.environ.items() if not k.startswith("MLPLATFORM_")}
-        command = [sys.executable, "-m", "uvicorn", "serving_app.main:app", "--host", "127.0.0.1", "--port", str(port), "--no-access-log"]
         with log.open("wb") as sink:
+            command = [sys.executable, "-m", "serving_app"]
             popen = subprocess.Popen(command, env=kept | settings | env, cwd=tmp_path, stdout=sink, stderr=subprocess.STDOUT)
         running.append(Process(popen, f"http://127.0.0.1:{port}", log))
         return running[-1]

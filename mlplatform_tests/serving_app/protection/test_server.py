@@ -1,0 +1,143 @@
+"""TLS with a certificate that is renewed, web pages of other origins, and settings the service does not start with."""
+
+import ssl
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from pydantic import ValidationError
+
+from serving_app.settings import ServingSettings
+
+
+def issue(folder: Path, name: str) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1, signed by itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    import ipaddress
+
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    files = folder / "tls.crt", folder / "tls.key"
+    files[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    return files
+
+
+def served_name(url: str) -> str:
+    host, port = url.removeprefix("https://").split(":")
+    certificate = x509.load_pem_x509_certificate(ssl.get_server_certificate((host, int(port))).encode())
+    return str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+
+
+def test_it_speaks_tls_and_takes_up_a_renewed_certificate_without_a_restart(run_service, tmp_path) -> None:
+    certificate, key = issue(tmp_path, "first")
+    process = run_service(MLPLATFORM_SERVING_TLS_CERTIFICATE=str(certificate), MLPLATFORM_SERVING_TLS_KEY=str(key))
+    url = process.url.replace("http://", "https://")
+    trust = ssl.create_default_context(cafile=str(certificate))
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            answer = httpx.get(f"{url}/health/live", verify=trust)
+            break
+        except httpx.TransportError:
+            assert time.monotonic() < deadline, process.log.read_text()
+            time.sleep(0.05)
+    assert answer.status_code == 200
+    assert answer.headers["strict-transport-security"] == "max-age=31536000"
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{process.url}/health/live")
+    assert served_name(url) == "first"
+    issue(tmp_path, "second")
+    while served_name(url) != "second":
+        assert time.monotonic() < deadline + 10, process.log.read_text()
+        time.sleep(0.1)
+
+
+def test_no_web_page_may_ask_unless_it_is_named(make_model, open_service, tmp_path) -> None:
+    make_model().into_cache(tmp_path)
+    page = {"origin": "https://shop.example", "access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
+    closed = open_service()
+    assert closed.options("/v1/models/basket/predict", headers=page).status_code == 405
+    assert not [name for name in closed.get("/v1/models", headers=page).headers if name.startswith("access-control")]
+
+    open_for_one = open_service(serving_cors_origins="https://shop.example")
+    allowed = open_for_one.options("/v1/models/basket/predict", headers=page)
+    assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://shop.example")
+    assert "access-control-allow-credentials" not in allowed.headers
+    assert open_for_one.options("/v1/models/basket/predict", headers=page | {"origin": "https://evil.example"}).status_code == 400
+    other = open_for_one.get("/v1/models", headers={"origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in other.headers
+    refused = open_for_one.get("/nothing", headers={"origin": "https://shop.example"})
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (404, "https://shop.example")
+
+
+def test_head_is_answered_where_get_is(make_model, open_service, tmp_path) -> None:
+    make_model().into_cache(tmp_path)
+    client = open_service()
+    for path in ("/health/live", "/health/ready", "/v1/models", "/docs"):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (200, b""), path
+        assert int(answer.headers["content-length"]) > 0
+    assert client.head("/v1/models/basket/predict").status_code == 405
+    assert client.get("/health/live").status_code == 200  # on the same connection
+
+
+SAFE = {
+    "profile": "production",
+    "redis_url": "redis://:secret@redis:6379/0",
+    "mlflow_url": "http://mlflow:5000",
+    "serving_host": "0.0.0.0",  # noqa: S104  # what a container listens on
+    "serving_auth": "keys",
+}
+JWT = {"serving_auth": "jwt", "serving_jwt_keys": "https://id.example/jwks", "serving_jwt_issuer": "i", "serving_jwt_audience": "a"}
+
+
+def test_what_production_may_be_set_to_is_accepted() -> None:
+    assert ServingSettings(**SAFE).serving_auth == "keys"
+    assert ServingSettings(**SAFE | JWT).jwt_algorithms == ("RS256", "ES256")
+    assert ServingSettings(serving_host="0.0.0.0", serving_trusted_proxies="10.0.0.0/8, fd00::/8").trusted_networks  # noqa: S104
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"serving_auth": "none"}, "SERVING_AUTH"),
+        ({"serving_auth": "none", "serving_trusted_proxies": "10.0.0.0/8"}, "SERVING_AUTH must be"),
+        ({"profile": "local", "serving_auth": "none"}, "open to everyone"),
+        ({"profile": "local", "serving_auth": "none", "serving_host": "::"}, "open to everyone"),
+        ({"serving_trusted_proxies": "10.0.0.1/8"}, "host bits"),
+        ({"serving_trusted_proxies": "everyone"}, "everyone"),
+        ({"serving_auth": "jwt"}, "needs"),
+        (JWT | {"serving_jwt_keys": "http://id.example/jwks"}, "https"),
+        (JWT | {"serving_jwt_algorithms": "RS256,HS256"}, "HS256"),
+        (JWT | {"serving_jwt_algorithms": "none"}, "none"),
+        (JWT | {"serving_jwt_algorithms": ","}, "names none"),
+        ({"serving_cors_origins": "*"}, "scheme://host"),
+        ({"serving_cors_origins": "https://shop.example/"}, "scheme://host"),
+        ({"serving_tls_certificate": "cert.pem"}, "go together"),
+        ({"serving_tls_certificate": "cert.pem", "serving_tls_key": "key.pem"}, "no file"),
+        ({"serving_body_timeout_s": 40}, "longer"),
+    ],
+    ids=str,
+)
+def test_settings_that_would_leave_a_door_open_are_refused(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        ServingSettings(**SAFE | changes)

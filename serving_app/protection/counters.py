@@ -1,0 +1,40 @@
+"""What the protection exports to Prometheus.
+
+Belongs here: names and labels. Does not belong here: deciding what is refused.
+"""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from serving_app.protection.admission import Admission
+
+
+class _AdmissionCollector(Collector):
+    """Reads the admission at scrape time; nothing is counted twice."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("mlplatform_requests_in_work", "Requests worked on now", value=self._admission.in_work)
+        yield GaugeMetricFamily("mlplatform_requests_in_work_limit", "Requests worked on at once, at most", value=self._admission.limit)
+        yield GaugeMetricFamily("mlplatform_request_bytes_held", "Bytes of request bodies in memory", value=self._admission.held_bytes)
+
+
+class Refusals:
+    """Counts requests refused before any model saw them, by reason (the last part of the problem's type)."""
+
+    def __init__(self, registry: CollectorRegistry, admission: Admission) -> None:
+        self._counter = Counter("mlplatform_requests_refused", "Requests refused before any model saw them", ("reason",), registry=registry)
+        self._counters: dict[str, Counter] = {}
+        registry.register(_AdmissionCollector(admission))
+
+    def count(self, reason: str) -> None:
+        counter = self._counters.get(reason)
+        if counter is None:
+            counter = self._counters[reason] = self._counter.labels(reason)
+        counter.inc()

@@ -1,0 +1,106 @@
+"""The service as a process: `python -m serving_app`.
+
+Belongs here: uvicorn's settings, TLS, what is looked after once a second. Does not belong here: the application (`main`).
+"""
+
+import ssl
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvicorn
+from pydantic import ValidationError
+
+from serving_app.logs import configure_logs
+from serving_app.settings import ServingSettings
+from serving_app.transport import HeadLimits, bounded, close_late
+
+_TICKS_PER_S = 10  # of uvicorn's main loop
+_NEVER_STARTED = 3  # as uvicorn's own command ends then
+
+log = structlog.get_logger(__name__)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which also closes connections that never finish asking, and takes up a renewed certificate."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._certificate = _changed_at(config)
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS_PER_S == 0:
+            close_late(self.server_state.connections, time.monotonic())
+            self._renew_certificate()
+        return await super().on_tick(counter)
+
+    def _renew_certificate(self) -> None:
+        """New connections get the new certificate; those that are open go on. A pair that does not fit leaves the old one."""
+        if self.config.ssl is None or (changed := _changed_at(self.config)) == self._certificate:
+            return
+        self._certificate = changed
+        try:
+            self.config.ssl.load_cert_chain(str(self.config.ssl_certfile), str(self.config.ssl_keyfile))
+            log.info("certificate_renewed")
+        except (
+            ssl.SSLError,
+            OSError,
+        ) as error:  # between the replacement of the two files, or for good; the next change is looked at again
+            log.error("certificate_refused", reason=str(error))
+            self._certificate = None
+
+
+def configuration(settings: ServingSettings, app: Any) -> uvicorn.Config:
+    """`server_header` off: a version is an invitation. `proxy_headers` off: nothing here asks for a caller's address but `guard`,
+    which wants the one that is connected. `ws` none: there is no WebSocket.
+    """
+    limits = HeadLimits(
+        head_bytes=settings.serving_head_limit, head_s=settings.serving_head_timeout_s, connections=settings.serving_connections
+    )
+    return uvicorn.Config(
+        app,
+        host=settings.serving_host,
+        port=settings.serving_port,
+        loop="uvloop",
+        http=bounded(limits),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=settings.serving_keep_alive_s,
+        timeout_graceful_shutdown=settings.serving_stop_s,
+        backlog=2048,
+        ssl_certfile=settings.serving_tls_certificate,
+        ssl_keyfile=settings.serving_tls_key,
+    )
+
+
+def run() -> int:
+    """Serves until told to stop (SIGTERM, SIGINT). Returns the process's exit status."""
+    try:
+        settings = ServingSettings()
+    except ValidationError as fault:
+        for each in fault.errors(include_input=False, include_url=False, include_context=False):
+            name = f"MLPLATFORM_{str(each['loc'][0]).upper()}: " if each["loc"] else ""
+            sys.stderr.write(f"error: {name}{each['msg'].removeprefix('Value error, ')}\n")
+        return 2
+    configure_logs(settings.serving_log_level)
+    # Here and not above: the settings are refused before anything heavy is imported.
+    from serving_app.main import create_app
+
+    server = Server(configuration(settings, create_app(settings)))
+    server.run()
+    return 0 if server.started else _NEVER_STARTED
+
+
+def _changed_at(config: uvicorn.Config) -> tuple[int, ...] | None:
+    if not config.ssl_certfile:
+        return None
+    try:
+        return tuple(Path(str(file)).stat().st_mtime_ns for file in (config.ssl_certfile, config.ssl_keyfile))
+    except OSError:
+        return ()
