@@ -108,6 +108,30 @@ def test_a_view_is_rebuilt_restored_and_its_generations_are_told(call, known) ->
     assert VIEW in call("status")
 
 
+def test_the_newest_event_is_that_of_the_values_stored_by_now_and_the_table_fits_80_columns(call, known, valkey, monkeypatch) -> None:
+    frame = known(1.0)
+    call("rebuild", VIEW)
+    built = rows(call)[0]
+    assert built["newest_event"] == built["built_newest_event"] == frame["event_timestamp"][0].isoformat()
+    known(2.0)
+    call("rebuild", VIEW)
+    later = frame.with_columns(pl.col("event_timestamp", "created") + timedelta(seconds=7))
+    with Redis.from_url(valkey.connection_url) as client:
+        features = [name for name in frame.columns if name not in ("origin", "event_timestamp", "created")]
+        write_frame(client, ONLINE_PROJECT, VIEW, ["origin"], features, later.head(1))
+        write_frame(client, ONLINE_PROJECT, VIEW, ["origin"], features, frame.tail(1))  # older: changes nothing
+    current, previous = rows(call)
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = call("status")
+    assert {r["newest_event"] for r in (current, previous)} >= {later["event_timestamp"][0].isoformat()}
+    assert previous["newest_event"] == later["event_timestamp"][0].isoformat()  # restoring it would not go back in time
+    assert current["built_newest_event"] > previous["built_newest_event"] == frame["event_timestamp"][0].isoformat()
+    lines = [line for line in shown.splitlines() if VIEW in line]
+    assert [f"{r['generation']} {r['role']}" in line for r, line in zip((current, previous), lines, strict=True)] == [True, True]
+    assert all(line.count(" s ago") == 2 for line in lines)
+    assert all(len(line) <= 80 for line in shown.splitlines())
+
+
 def test_reclaiming_says_what_it_removed_and_what_still_waits(call, known, valkey) -> None:
     for value in (1.0, 2.0, 3.0):
         known(value)

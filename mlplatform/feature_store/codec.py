@@ -11,6 +11,7 @@ client, Feast, Polars or pandas: the service imports this on its hot path.
 | `fs:<generation>:<entity>` | one packed value; in a Redis Cluster `fs{<bucket>}:<generation>:<entity>` |
 | `fs#<generation>` | the generation's manifest (JSON); a value without one is garbage |
 | `fs#`, `fs#retired` | the last generation number given out; the generations whose values wait to be removed |
+| `fs#newest` | sorted set: generation → its newest event time, microseconds since 1970 UTC (exact until the year 2255) |
 
 Generation numbers are given out once in a database, over all projects and views: so a value's key needs neither name (they
 would take a quarter of the memory), and no later generation can meet an earlier one's values. `<entity>` is each
@@ -59,6 +60,7 @@ BUCKETS = 256  # hash tags of a Redis Cluster: enough to spread over its nodes, 
 
 COUNTER_KEY = b"fs#"
 RETIRED_KEY = b"fs#retired"
+NEWEST_KEY = b"fs#newest"
 _VALUE_KEY = re.compile(rb"fs(?:\{\d+\})?:(\d+):", re.DOTALL)
 
 _SHIFT = 1 << 63
@@ -129,6 +131,11 @@ def value_keys(generation: int, entities: Sequence[bytes], clustered: bool = Fal
         return [b"fs{%d}:%d:%b" % (crc32(e) % BUCKETS, generation, e) for e in entities]
     prefix = b"fs:%d:" % generation
     return [prefix + e for e in entities]
+
+
+def event_of(packed: bytes) -> int:
+    """A packed value's event time, microseconds since 1970 UTC."""
+    return int.from_bytes(packed[:8], "big") - _SHIFT
 
 
 def generation_of(key: bytes) -> tuple[int, bytes] | None:

@@ -20,6 +20,7 @@ import polars as pl
 from redis.exceptions import RedisError
 
 from mlplatform.feature_store.codec import (
+    NEWEST_KEY,
     decode_many,
     feature_order,
     generation_of,
@@ -39,6 +40,7 @@ from mlplatform.feature_store.writer import (
     View,
     grouped,
     new_generation,
+    note_newest,
     newest_rows,
     put_rows,
     swap,
@@ -214,6 +216,9 @@ def _carry_over(client: Client, view: View, generation: Generation) -> set[bytes
             calls.append(("EVAL", CARRY_OVER, len(keys), *keys))
         execute(client, calls)
         carried.update(entities)
+    (newest,) = execute(client, [("ZSCORE", NEWEST_KEY, current.number)])
+    if newest is not None:
+        execute(client, [note_newest(generation.number, int(newest))])
     return carried
 
 
@@ -271,4 +276,5 @@ def _record(client: Client, manifest: Manifest, built: Built) -> None:
         overtaken=built.overtaken,
         newest_event=None if built.newest is None else built.newest.isoformat(),
     )
-    execute(client, [("SET", manifest_key(built.generation), verified.json())])
+    newest = [] if built.newest is None else [note_newest(built.generation, (built.newest - _EPOCH) // timedelta(microseconds=1))]
+    execute(client, [("SET", manifest_key(built.generation), verified.json()), *newest])

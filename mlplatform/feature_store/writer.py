@@ -28,10 +28,12 @@ import polars as pl
 from mlplatform.feature_store.codec import (
     BUCKETS,
     COUNTER_KEY,
+    NEWEST_KEY,
     Floats,
     Micros,
     SchemaMismatchError,
     encode_many,
+    event_of,
     feature_order,
     join_order,
     manifest_key,
@@ -194,7 +196,8 @@ def push(view: View, rows: Packed, clustered: bool) -> Steps[int]:
             stored = yield from put_rows(generation.number, rows, clustered)
             written = stored if written is None else written
             done.add(generation.number)
-        (raw,) = yield [("GET", view.pointer_key)]
+        newest = event_of(max(rows.values))  # packed values compare in the order of their times
+        raw, *_ = yield [("GET", view.pointer_key), *(note_newest(g.number, newest) for g in new)]
 
 
 def put_rows(generation: int, rows: Packed, clustered: bool, script: str = COMPARE_AND_SET) -> Steps[int]:
@@ -226,6 +229,12 @@ def grouped(entities: Sequence[bytes], clustered: bool) -> Iterator[Sequence[int
     for places in slots:
         for start in range(0, len(places), BATCH):
             yield places[start : start + BATCH]
+
+
+def note_newest(generation: int, event_us: int) -> Command:
+    """Keeps the newest event time of a generation. Sent after its rows: a writer that dies in between leaves one that is too old
+    until the next write, never one that is too new."""
+    return ("ZADD", NEWEST_KEY, "GT", event_us, generation)
 
 
 def new_generation(view: View, manifest: Manifest, grace_s: int) -> Steps[Generation]:
