@@ -40,8 +40,8 @@ from mlplatform.feature_store.writer import (
     View,
     grouped,
     new_generation,
-    note_newest,
     newest_rows,
+    note_newest,
     put_rows,
     swap,
 )
