@@ -191,30 +191,28 @@ def test_a_source_that_fails_leaves_what_is_read_and_no_build_behind(redis_clien
 
 def test_a_generation_that_lost_values_is_not_flipped_to(redis_client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     build(redis_client, lambda: rows(1.0))
-    put = generations.put_rows
+    fill = generations.fill_rows
 
-    def losing(generation: int, packed: Any, clustered: bool, script: str) -> Any:
-        stored_rows = yield from put(generation, packed, clustered, script)
+    def losing(generation: int, packed: Any, clustered: bool) -> Any:
+        yield from fill(generation, packed, clustered)
         redis_client.delete(*value_keys(generation, [entity_part("v", [3])]))
-        return stored_rows
 
-    monkeypatch.setattr(generations, "put_rows", losing)
+    monkeypatch.setattr(generations, "fill_rows", losing)
     with pytest.raises(VerificationError, match=f"{ENTITIES - 1} of {ENTITIES}"):
         build(redis_client, lambda: rows(2.0))
     assert values(redis_client) == [1.0] * ENTITIES
 
 
 def test_a_generation_with_a_changed_bit_is_not_flipped_to(redis_client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    put = generations.put_rows
+    fill = generations.fill_rows
 
-    def flipping(generation: int, packed: Any, clustered: bool, script: str) -> Any:
-        stored_rows = yield from put(generation, packed, clustered, script)
+    def flipping(generation: int, packed: Any, clustered: bool) -> Any:
+        yield from fill(generation, packed, clustered)
         key = value_keys(generation, [entity_part("v", [3])])[0]
         value = redis_client.get(key)
         redis_client.set(key, value[:-1] + bytes([value[-1] ^ 1]))
-        return stored_rows
 
-    monkeypatch.setattr(generations, "put_rows", flipping)
+    monkeypatch.setattr(generations, "fill_rows", flipping)
     with pytest.raises(VerificationError, match="not what was written"):
         build(redis_client, lambda: rows(2.0))
     assert values(redis_client) == [None] * ENTITIES
