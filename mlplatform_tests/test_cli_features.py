@@ -124,6 +124,8 @@ def test_a_correction_replaces_the_value_it_corrects(run, lake) -> None:
 def test_a_value_past_its_ttl_is_told_and_so_is_a_table_without_recent_rows(run, lake, home) -> None:
     SimulatedClock(home / "clock.json").set(NOW + timedelta(hours=8))
     assert "9 h ago, past its ttl" in run("features", "origin_weather").stdout
+    SimulatedClock(home / "clock.json").set(NOW + timedelta(minutes=7, seconds=12))
+    assert "1 h 7 min ago" in run("features").stdout
     SimulatedClock(home / "clock.json").set(NOW + timedelta(days=30))
     assert "none since 2013-09-25; 40 rows in all" in run("features", "origin_weather").stdout
 
@@ -192,6 +194,7 @@ def test_a_training_set_is_compared_with_its_manifest(run, home) -> None:
 
 
 def test_a_table_or_a_version_that_is_not_there_is_told_in_one_line(fails, lake) -> None:
-    assert "no table of the lake" in fails("fingerprint", "weather")
+    for name in ("weather", "../x", "../offline/origin_weather", "offline/..", "/offline", "offline/origin_weather/", ".hidden/x", "a/b/c"):
+        assert f"'{name}' is no table of the lake" in fails("fingerprint", name)
     assert "does not exist yet" in fails("fingerprint", "offline/nothing")
     assert "versions go from 0 to 1" in fails("fingerprint", "offline/origin_weather", "--version", "2")

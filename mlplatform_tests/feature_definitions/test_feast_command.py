@@ -1,7 +1,8 @@
-"""Feast's own commands on our repository, each as the process a user starts: `mlplatform feast -- …`."""
+"""Feast on our repository as users meet it: its own commands (`mlplatform feast -- …`) and its SDK, each as a process."""
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -195,6 +196,41 @@ def test_feast_ui_shows_its_page_and_the_registry(environment: dict[str, str], h
         views = client.get("/api/v1/feature_views", params={"project": "flights"})
         assert views.status_code == httpx.codes.OK
         assert "origin_weather" in views.text
+
+
+@pytest.mark.usefixtures("feast")
+def test_the_guides_lines_for_the_sdk_run_without_a_warning_and_an_unknown_name_is_told(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    guide = (ROOT / "docs" / "guide-features.md").read_text()
+    (lines,) = [block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "open_store" in block]
+    ours = {name: value for name, value in environment.items() if name.startswith("MLPLATFORM_")}
+    (tmp_path / ".mlplatform").mkdir()
+    (tmp_path / ".mlplatform" / "environment.json").write_text(json.dumps(ours))
+    lines += """
+from mlplatform.clients.feast_store import UnknownFeatureError
+
+for ask in (
+    lambda names: store.get_historical_features(asked, features=names),
+    lambda names: store.get_online_features(names, [{"origin": "JFK"}]),
+):
+    try:
+        ask(["origin_weather:visib", "origin_weather:visbi", "weather:temp"])
+    except UnknownFeatureError as error:
+        print(f"told: {error}")
+"""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("MLPLATFORM_")}
+    script = [sys.executable, "-c", lines]
+    done = subprocess.run(
+        script, cwd=tmp_path, env=others | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    told = [line for line in done.stdout.splitlines() if line.startswith("told: ")]
+    assert len(told) == 2
+    for line in told:
+        assert "feature view 'origin_weather' has no feature 'visbi': choose of dewp, humid," in line
+        assert "no feature view 'weather' is declared: choose one of carrier_record," in line
 
 
 def test_teardown_forgets_every_view_and_what_is_online(feast: Feast) -> None:
