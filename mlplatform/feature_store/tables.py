@@ -142,9 +142,8 @@ def _mark(rows: pl.DataFrame, schema: pl.Schema) -> dict[str, str]:
     """The fingerprint of the rows as they will be stored in a table of `schema`; nothing for types it does not cover."""
     kinds = {name: pl.Datetime("us", kind.time_zone) if isinstance(kind, pl.Datetime) else kind for name, kind in rows.schema.items()}
     stored = [pl.col(name).cast(schema.get(name, kind)) for name, kind in kinds.items()]
-    absent = [pl.lit(None, kind).alias(name) for name, kind in schema.items() if name not in kinds]
     try:
-        return Mark(fingerprint(rows.select(*stored, *absent))).metadata()
+        return Mark(fingerprint(rows.select(stored))).metadata()
     except (TypeError, pl.exceptions.InvalidOperationError):  # whether such rows can be stored at all, Delta says
         return {}
 
