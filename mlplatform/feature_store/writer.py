@@ -243,10 +243,14 @@ def note_newest(generation: int, event_us: int) -> Command:
 
 
 def new_generation(view: View, manifest: Manifest, grace_s: int) -> Steps[Generation]:
-    """A number nobody else has, with a manifest that expires by itself if the generation never becomes live."""
-    (number,) = yield [("INCR", COUNTER_KEY)]
-    yield [("SET", manifest_key(number), manifest.json(), "EX", grace_s)]
-    return Generation(int(number), view.schema)
+    """A number nobody else has, with a manifest that expires by itself if the generation never becomes live.
+
+    A replica that took over may give out numbers once more that it had not heard of: those whose manifest is there are passed over.
+    """
+    while True:
+        (number,) = yield [("INCR", COUNTER_KEY)]
+        if (yield [("SET", manifest_key(number), manifest.json(), "NX", "EX", grace_s)])[0]:
+            return Generation(int(number), view.schema)
 
 
 def swap(view: View, before: bytes | None, after: Pointer) -> Steps[bool]:
