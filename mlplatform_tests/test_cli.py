@@ -382,7 +382,7 @@ def test_a_model_is_promoted_refused_rolled_back_and_each_is_in_its_history(regi
     ]
     assert "auc 0.7600" in call("models", MODEL)[1]
 
-    for words in (["models", "nobody"], ["rollback", "nobody", "--reason", "x"], ["promote", MODEL, "9"]):
+    for words in (["models", "nobody"], ["promote", MODEL, "9"]):
         monkeypatch.setattr(sys, "argv", ["mlplatform", *words, *at_home])
         with pytest.raises(SystemExit) as ended:
             cli.main()
@@ -395,4 +395,6 @@ def test_nothing_is_moved_where_the_services_cannot_be_told(registered, fails, m
     monkeypatch.setenv("MLPLATFORM_REDIS_URL", "redis://127.0.0.1:1/0")
     monkeypatch.setenv("MLPLATFORM_MLFLOW_URL", f"sqlite:///{registered / 'mlflow' / 'mlflow.db'}")
     assert "is the platform running?" in fails("promote", MODEL, "1")
+    for words in (["promote", "nobody", "1"], ["rollback", "nobody", "--reason", "x"]):
+        assert f"no model 'nobody' is declared: choose one of {MODEL}" in fails(*words)
     assert "never deployed" in CliRunner().invoke(cli.app, ["history", MODEL, "--home", "other"]).stdout
