@@ -1,9 +1,11 @@
-"""What tests of several folders share: the asset graph, loaded once a session because importing Feast takes seconds; a real cluster."""
+"""What tests of several folders share: the asset graph, loaded once a session because importing Feast takes seconds; the command
+line on a home of its own; a real cluster."""
 
 import contextlib
 import os
 import socket
 import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -44,6 +46,62 @@ def definitions(feast_imported: None) -> object:
     from mlplatform.orchestration.build import build
 
     return build(catalogs())
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clean_environment(tmp_path: Path) -> Iterator[None]:
+    """The command line changes the environment of its process; here that process goes on. Begins without the platform's variables,
+    in a folder of the test's own, on a wide screen without colours."""
+    from mlplatform.settings import load_settings
+
+    kept, folder = dict(os.environ), Path.cwd()
+    for name in [name for name in os.environ if name.startswith("MLPLATFORM_")]:
+        del os.environ[name]
+    os.environ |= {"COLUMNS": "200", "NO_COLOR": "1"}
+    os.chdir(tmp_path)
+    load_settings.cache_clear()
+    yield
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ |= kept
+    load_settings.cache_clear()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Where a command is told that the platform's folder is; not there yet."""
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def run(home: Path) -> Callable[..., Any]:
+    """Runs a command on `home`, in this process."""
+    from typer.testing import CliRunner
+
+    from mlplatform import cli
+
+    return lambda *words: CliRunner().invoke(cli.app, [*words, "--home", str(home)])
+
+
+@pytest.fixture
+def fails(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command through the entry point, expects status 1, and gives what it says on stderr."""
+    from mlplatform import cli
+
+    def call(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["mlplatform", *words, "--home", str(home)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 1
+        return capsys.readouterr().err
+
+    return call
+
+
+# --- a real cluster --------------------------------------------------------------------------------------------------
 
 
 def _free_port() -> int:

@@ -2,8 +2,6 @@
 
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,15 +9,12 @@ from typing import Any
 import polars as pl
 import pytest
 from click.testing import Result
-from typer.testing import CliRunner
 
-from mlplatform import cli
 from mlplatform.cli_features import sparkline
 from mlplatform.clients.fingerprints import mark_append
 from mlplatform.clients.lake import Lake, with_day
 from mlplatform.clock import SimulatedClock
 from mlplatform.fingerprint import content_hash
-from mlplatform.settings import load_settings
 
 NOW = datetime(2013, 9, 2, 12, tzinfo=UTC)
 VIEW = ("offline", "origin_weather")
@@ -27,41 +22,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*experimental.*:RuntimeWarning"
 
 
 @pytest.fixture(autouse=True)
-def environment(home: Path) -> Iterator[None]:
-    """The command line changes the environment of its process; here that process goes on."""
-    kept = dict(os.environ)
-    for name in [name for name in os.environ if name.startswith("MLPLATFORM_")]:
-        del os.environ[name]
+def environment(clean_environment: None, home: Path) -> None:
+    """A home on a simulated clock."""
     home.mkdir()
     SimulatedClock(home / "clock.json").set(NOW)
-    os.environ |= {"COLUMNS": "120", "NO_COLOR": "1", "MLPLATFORM_CLOCK": str(home / "clock.json")}
-    load_settings.cache_clear()
-    yield
-    os.environ.clear()
-    os.environ |= kept
-    load_settings.cache_clear()
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def run(home: Path) -> Callable[..., Result]:
-    return lambda *words: CliRunner().invoke(cli.app, [*words, "--home", str(home)])
-
-
-@pytest.fixture
-def fails(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    def call(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["mlplatform", *words, "--home", str(home)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code == 1
-        return capsys.readouterr().err
-
-    return call
+    os.environ |= {"COLUMNS": "120", "MLPLATFORM_CLOCK": str(home / "clock.json")}
 
 
 def weather(hours: int, temp: float | None = None) -> pl.DataFrame:

