@@ -300,7 +300,7 @@ def promote(
     model: Model, number: Annotated[int, typer.Argument(metavar="VERSION", min=1, help="The version that shall serve.")], home: Home = HERE
 ) -> None:
     """Let a version serve that passed its gates. Status 1 where it is refused; either is recorded."""
-    clients = _clients(home)
+    clients = _clients(home, model)
     from mlplatform.orchestration.serving_state import promote as move
     from mlplatform.queries import actor
 
@@ -312,20 +312,24 @@ def promote(
 @app.command()
 def rollback(model: Model, reason: Annotated[str, typer.Option(help="Why: it goes into the history.")], home: Home = HERE) -> None:
     """Back to the version that served before, in one step; recorded."""
-    clients = _clients(home)
+    clients = _clients(home, model)
     from mlplatform.orchestration.serving_state import roll_back
     from mlplatform.queries import actor
 
-    clients.registry.versions(model)  # a misspelt name is told as such
     _tell(roll_back(clients, model, reason, actor=actor()))
 
 
-def _clients(home: Path) -> "Clients":
-    """The platform's clients, after a look whether everything that is about to be written to answers: no half moves."""
+def _clients(home: Path, model: str) -> "Clients":
+    """The platform's clients, after a look whether everything that is about to be written to answers: no half moves.
+
+    The name first, so that a misspelt one is told as such, whatever is down.
+    """
     settings = _settings(home)
     from mlplatform.orchestration.resources import Clients
+    from mlplatform.queries import require_known
 
     clients = Clients(settings)
+    require_known(settings, model)
     clients.redis.ping()
     clients.registry.check()
     return clients

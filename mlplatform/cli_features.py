@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mlplatform.cli_options import HERE, AsJson, Home, now, settings_of
-from mlplatform.printing import print_json, say, table
+from mlplatform.printing import age, print_json, say, table
 
 _BARS = " ▁▂▃▄▅▆▇█"
 
@@ -125,7 +125,7 @@ def sparkline(counts: Sequence[int]) -> str:
 def _age(row: Mapping[str, Any]) -> str:
     if row["age_s"] is None:
         return str(row["note"])
-    return f"{_span(row['age_s'])} ago" + (", past its ttl" if row["age_s"] > row["ttl_s"] else "")
+    return f"{age(row['age_s'])} ago" + (", past its ttl" if row["age_s"] > row["ttl_s"] else "")
 
 
 def _span(seconds: float) -> str:

@@ -4,13 +4,14 @@ Belongs here: commands, options, printing. Does not belong here: what a generati
 is built from (`orchestration.assets.online`).
 """
 
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlplatform.cli_options import HERE, AsJson, Home
-from mlplatform.printing import print_json, say, table
+from mlplatform.printing import age, print_json, say, table
 
 if TYPE_CHECKING:
     from mlplatform.orchestration.resources import Clients
@@ -22,29 +23,54 @@ ViewName = Annotated[str, typer.Argument(metavar="VIEW", help="Name of the featu
 
 @online.command()
 def status(home: Home = HERE, as_json: AsJson = False) -> None:
-    """The live generations of every view: which is read, which can be restored, which is being built."""
+    """The live generations of every view: which is read, which can be restored, which is being built.
+
+    Entities are those of the build; the newest event is of what is stored by now, with everything pushed since.
+    """
     from mlplatform.contracts import ONLINE_PROJECT
-    from mlplatform.feature_store.reclaim import manifest_of, pointers
+    from mlplatform.feature_store.reclaim import manifest_of, newest_events, pointers
 
     clients = _clients(home)
+    newest = newest_events(clients.online)
     rows: list[dict[str, Any]] = []
     for (_, view), pointer in pointers(clients.online, ONLINE_PROJECT).items():
         roles = {"current": pointer.current, "building": pointer.building, "previous": pointer.previous}
         for role, generation in roles.items():
             if generation is not None:
-                rows.append(_row(view, role, generation.number, manifest_of(clients.online, generation.number)))
+                rows.append(_row(view, role, generation.number, manifest_of(clients.online, generation.number), newest))
     if as_json:
         print_json(rows)
         return
-    short = ("view", "role", "generation", "state", "entities", "sample", "built_at", "newest_event")
-    table("online", [{name: row[name] for name in short} for row in rows], empty="nothing is online: materialize online/<view>")
+    at = clients.clock.now()
+    table("online", [_line(row, at) for row in rows], empty="nothing is online: materialize online/<view>")
 
 
-def _row(view: str, role: str, generation: int, manifest: Any) -> dict[str, Any]:
-    row: dict[str, Any] = {"view": view, "role": role, "generation": generation}
+def _line(row: dict[str, Any], now: datetime) -> dict[str, Any]:
+    """What fits 80 columns."""
+
+    def ago(time: str | None) -> str:
+        return "-" if time is None else f"{age((now - datetime.fromisoformat(time)).total_seconds())} ago"
+
+    return {
+        "view": row["view"],
+        "generation": f"{row['generation']} {row['role']}",
+        "entities": row["entities"],
+        "built": ago(row["built_at"]),
+        "newest event": ago(row["newest_event"]),
+    }
+
+
+def _row(view: str, role: str, generation: int, manifest: Any, newest: dict[int, datetime]) -> dict[str, Any]:
+    event = newest.get(generation)
+    row: dict[str, Any] = {
+        "view": view,
+        "role": role,
+        "generation": generation,
+        "newest_event": None if event is None else event.isoformat(),
+    }
     if manifest is None:
         return row | dict.fromkeys(
-            ("state", "features", "entities", "carried_over", "sample", "built_at", "built_by", "newest_event", "restored")
+            ("state", "features", "entities", "carried_over", "sample", "built_at", "built_by", "built_newest_event", "restored")
         )
     return row | {
         "state": manifest.state,
@@ -54,7 +80,7 @@ def _row(view: str, role: str, generation: int, manifest: Any) -> dict[str, Any]
         "sample": manifest.sample,
         "built_at": manifest.built_at,
         "built_by": manifest.built_by,
-        "newest_event": manifest.newest_event,
+        "built_newest_event": manifest.newest_event,
         "restored": [list(move) for move in manifest.restored],
     }
 

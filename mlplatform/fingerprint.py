@@ -1,7 +1,7 @@
 """The exact fingerprint of a table's content: the same on every machine, in any order of rows, and it can be added up.
 
-Belongs here: the definition, its computing over frames, sums of fingerprints. Does not belong here: where they are recorded
-(`clients.fingerprints`), what a table is for.
+Belongs here: the definition, its computing over frames, sums of fingerprints, and how a commit notes them. Does not belong here:
+what follows from a table's commits (`clients.fingerprints`), what a table is for.
 
 Definition (version 2). A table is a set of named columns and a multiset of rows. Numbers are unsigned and modulo 2^64.
 
@@ -47,6 +47,7 @@ import polars as pl
 Words = npt.NDArray[np.uint64]
 
 VERSION: Final = "mlplatform-table-2"
+COMMIT_KEY: Final = "mlplatform.fingerprint"  # in the metadata of a commit
 _CHUNK_ROWS: Final = 32_768  # a column's words take 256 kB: what is computed on them stays in the cache
 _LONG_BYTES: Final = 256  # beyond, one call of BLAKE2b costs less than a step of NumPy for each 8 bytes
 _WORD: Final = 2**64
@@ -96,6 +97,31 @@ class Fingerprint:
             return None
         low, high = (int(word, 16) for word in raw["sums"])
         return cls(dict(raw["columns"]), int(raw["rows"]), (low, high))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What an appending commit notes of content: `rows` of its own rows, and where its writer knows it, `table` of the whole that
+    had version `after` before it (-1: there was none)."""
+
+    rows: Fingerprint
+    table: Fingerprint | None = None
+    after: int = -1
+
+    def metadata(self) -> dict[str, str]:
+        """For the commit."""
+        whole = {} if self.table is None else {"table": self.table.to_json(), "after": self.after}
+        return {COMMIT_KEY: json.dumps({"rows": self.rows.to_json(), **whole})}
+
+    @classmethod
+    def parse(cls, text: str) -> "Mark | None":
+        """What `metadata` gave; None for one of another version of the definition."""
+        raw = json.loads(text)
+        rows = Fingerprint.from_json(raw["rows"])
+        if rows is None or "table" not in raw:
+            return None if rows is None else cls(rows)
+        table = Fingerprint.from_json(raw["table"])
+        return None if table is None else cls(rows, table, int(raw["after"]))
 
 
 def fingerprint(frame: pl.DataFrame, threads: int | None = None) -> Fingerprint:

@@ -10,7 +10,23 @@ from typing import Any
 import typer
 
 # Columns that are of no use in pieces.
-_WHOLE = ("at", "action", "created", "url", "view", "feature", "every", "ttl", "used_by", "null", "5 %", "median", "95 %", "values")
+_WHOLE = (
+    "at",
+    "action",
+    "created",
+    "url",
+    "view",
+    "generation",
+    "feature",
+    "every",
+    "ttl",
+    "used_by",
+    "null",
+    "5 %",
+    "median",
+    "95 %",
+    "values",
+)
 
 
 def print_json(value: Any) -> None:
@@ -40,6 +56,16 @@ def table(title: str, rows: Sequence[Mapping[str, Any]], empty: str) -> None:
     for row in rows:
         table.add_row(*(Text(_shown(value)) for value in row.values()))
     Console().print(table)
+
+
+def age(seconds: float) -> str:
+    """`2 d 3 h`, `3 h 5 min`, `12 min`, `40 s`: the two largest units, rounded down. A time yet to come is `0 s`."""
+    minutes = int(seconds) // 60
+    if minutes <= 0:
+        return f"{max(int(seconds), 0)} s"
+    parts = [(minutes // 1440, "d"), (minutes // 60 % 24, "h"), (minutes % 60, "min")]
+    first = next(i for i, (number, _) in enumerate(parts) if number)
+    return " ".join(f"{number} {unit}" for number, unit in parts[first : first + 2] if number)
 
 
 def _is_number(value: Any) -> bool:

@@ -238,11 +238,21 @@ def history(settings: "Settings", model: str) -> tuple["LedgerEntry", ...]:
     return entries
 
 
-def require_declared(model: str) -> None:
-    """Raises QuestionError where no catalog declares the model, naming those it does."""
+def require_known(settings: "Settings", model: str) -> None:
+    """Raises QuestionError for a model that is neither declared nor registered. The registry is asked only for one that is not declared."""
+    if model not in _declared() and all(row["model"] != model for row in models(settings)):
+        require_declared(model)
+
+
+def _declared() -> list[str]:
     from mlplatform.catalog.discover import catalogs
 
-    declared = sorted(spec.name for catalog in catalogs() for spec in catalog.models)
+    return sorted(spec.name for catalog in catalogs() for spec in catalog.models)
+
+
+def require_declared(model: str) -> None:
+    """Raises QuestionError where no catalog declares the model, naming those it does."""
+    declared = _declared()
     if model not in declared:
         raise QuestionError(f"no model '{model}' is declared: choose one of {', '.join(declared)}")
 

@@ -6,6 +6,7 @@ printing (`cli_features`), the other questions (`queries`). Heavy libraries are 
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -59,8 +60,9 @@ def fingerprint(settings: "Settings", table: str, version: int | None, verify: b
     """
     from mlplatform.clients import fingerprints
 
-    key = tuple(part for part in table.split("/") if part)
-    if len(key) != 2:
+    key = tuple(table.split("/"))
+    # A name of the lake, never a way out of it.
+    if len(key) != 2 or not all(re.fullmatch(r"\w[\w.-]*", part) for part in key):
         raise QuestionError(f"'{table}' is no table of the lake: write STAGE/NAME, as offline/origin_weather")
     lake = _lake(settings)
     newest = lake.version(key)

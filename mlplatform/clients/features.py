@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import os
 import pkgutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
 REPOSITORY = "feature_definitions"
+
+# Feast 0.67 says so each time a view is read from the registry, of the two kinds of views our features are made of. What it warns
+# of does not concern us: it only keeps their declarations, and our own stores and engine do the work.
+_EXPERIMENTAL = ("Stream feature views are experimental", "On demand feature view is an experimental feature")
 
 
 def repository() -> Path:
@@ -28,13 +33,18 @@ def repository() -> Path:
 
 
 def open_store(settings: Settings) -> "FeatureStore":
-    """Feast's store over our two plug-ins. Sets the variables its configuration names, in this process."""
+    """Feast's store over our two plug-ins. Sets the variables its configuration names, and filters two warnings, in this process.
+
+    Asking it for a view or feature nobody declared raises `feast_store.UnknownFeatureError`.
+    """
     os.environ.update(importlib.import_module(f"{REPOSITORY}.environment").feast_environment(settings))
     if "://" not in settings.feast_registry_path:
         Path(settings.feast_registry_path).parent.mkdir(parents=True, exist_ok=True)
-    from feast import FeatureStore
+    for kind in _EXPERIMENTAL:
+        warnings.filterwarnings("ignore", message=kind, category=RuntimeWarning)
+    from mlplatform.clients.feast_store import NamingFeatureStore
 
-    return FeatureStore(repo_path=str(repository()))
+    return NamingFeatureStore(repo_path=str(repository()))
 
 
 def declared_objects(package: str) -> list[object]:

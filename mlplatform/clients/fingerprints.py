@@ -3,40 +3,25 @@
 Belongs here: what a commit says about the content, and what follows from a table's commits. Does not belong here: the
 definition of a fingerprint (`mlplatform.fingerprint`), writing rows (`clients.lake`).
 
-An appending commit records two fingerprints: of its own rows, and of the whole table after it, with the version that the
-whole is counted from. Appends may race: Delta lets both through, and the later commit then counts from a version before the
-earlier one. `recorded` sees that, and adds the rows of the commits in between, so the sum is right whatever the order was.
+An appending commit records two fingerprints (`fingerprint.Mark`): of its own rows, and of the whole table after it, with the version
+that the whole is counted from. Appends may race: Delta lets both through, and the later commit then counts from a version before
+the earlier one. `recorded` sees that, and adds the rows of the commits in between, so the sum is right whatever the order was. A
+writer that knows nothing of the whole, as Feast's, records its own rows only.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import polars as pl
 from deltalake import DeltaTable
 
 from mlplatform.clients.lake import DAY, Key, Lake
-from mlplatform.fingerprint import Fingerprint, fingerprint, total
+from mlplatform.fingerprint import COMMIT_KEY, Fingerprint, Mark, fingerprint, total
 
-FINGERPRINT: Final = "mlplatform.fingerprint"  # commit metadata
 _BEFORE_THE_FIRST: Final = -1
 _ROWS_AT_ONCE: Final = 1_000_000
 # Commits that move or describe rows and change none of them.
 _SAME_ROWS: Final = frozenset({"OPTIMIZE", "VACUUM START", "VACUUM END", "ADD CONSTRAINT", "SET TBLPROPERTIES", "UPDATE FIELD METADATA"})
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What an append says of content: `rows` of its own rows, `table` of the whole that had version `after` before it."""
-
-    rows: Fingerprint
-    table: Fingerprint
-    after: int
-
-    def metadata(self) -> dict[str, str]:
-        """For the commit."""
-        return {FINGERPRINT: json.dumps({"rows": self.rows.to_json(), "table": self.table.to_json(), "after": self.after})}
 
 
 def mark_append(lake: Lake, key: Key, rows: pl.DataFrame) -> Mark:
@@ -96,20 +81,14 @@ def _sum(commits: Sequence[Mapping[str, Any]]) -> Fingerprint | None:
     writes = [commit for commit in commits if commit.get("operation") not in _SAME_ROWS]
     later: list[Fingerprint] = []
     for position, commit in enumerate(writes):
-        mark = _mark(commit)
+        mark = Mark.parse(commit[COMMIT_KEY]) if COMMIT_KEY in commit else None
         if mark is None:
             return None
         # Nothing came between the counting and the commit: the version counted from is the one before this, or only moved since.
         before = int(writes[position + 1]["version"]) if position + 1 < len(writes) else int(commit["version"]) - 1
-        if mark.after >= before:
+        if mark.table is not None and mark.after >= before:
             return total([*later, mark.table])
         later.append(mark.rows)
+        if commit["version"] == 0:
+            return total(later)
     return None
-
-
-def _mark(commit: Mapping[str, Any]) -> Mark | None:
-    if FINGERPRINT not in commit:
-        return None
-    raw = json.loads(commit[FINGERPRINT])
-    rows, table = Fingerprint.from_json(raw["rows"]), Fingerprint.from_json(raw["table"])
-    return None if rows is None or table is None else Mark(rows, table, int(raw["after"]))

@@ -11,6 +11,7 @@ client, Feast, Polars or pandas: the service imports this on its hot path.
 | `fs:<generation>:<entity>` | one packed value; in a Redis Cluster `fs{<bucket>}:<generation>:<entity>` |
 | `fs#<generation>` | the generation's manifest (JSON); a value without one is garbage |
 | `fs#`, `fs#retired` | the last generation number given out; the generations whose values wait to be removed |
+| `fs#newest` | sorted set: generation → its newest event time, microseconds since 1970 UTC (exact until the year 2255) |
 
 Generation numbers are given out once in a database, over all projects and views: so a value's key needs neither name (they
 would take a quarter of the memory), and no later generation can meet an earlier one's values. `<entity>` is each
@@ -59,12 +60,14 @@ BUCKETS = 256  # hash tags of a Redis Cluster: enough to spread over its nodes, 
 
 COUNTER_KEY = b"fs#"
 RETIRED_KEY = b"fs#retired"
+NEWEST_KEY = b"fs#newest"
 _VALUE_KEY = re.compile(rb"fs(?:\{\d+\})?:(\d+):", re.DOTALL)
 
 _SHIFT = 1 << 63
 _TIMES = struct.Struct(">QQ")
 _NAN = np.float64("nan")
 _WIDTHS = np.array([1, 2, 4, 8])
+_USED = (np.arange(8) < _WIDTHS[:, None]).view(np.uint64)[:, 0]  # by width code, a flag for each of eight bytes
 _LETTERS = "Befd"  # of `struct`, by width code
 _QUADS = np.array([[byte >> 2 * i & 3 for i in range(4)] for byte in range(256)], np.uint8)  # the four width codes in a byte
 _MANY = 40
@@ -148,6 +151,11 @@ def value_keys(generation: int, entities: Sequence[bytes], clustered: bool = Fal
     return [prefix + e for e in entities]
 
 
+def event_of(packed: bytes) -> int:
+    """A packed value's event time, microseconds since 1970 UTC."""
+    return int.from_bytes(packed[:8], "big") - _SHIFT
+
+
 def generation_of(key: bytes) -> tuple[int, bytes] | None:
     """(generation, entity) of a value's key; None for any other key."""
     found = _VALUE_KEY.match(key)
@@ -172,26 +180,19 @@ def encode(schema: int, event_us: int, created_us: int, values: Floats) -> bytes
 
 def encode_many(schema: int, event_us: Micros, created_us: Micros, values: Floats) -> list[bytes]:
     """Packs n rows at once: times int64 of shape (n,), `values` float64 of shape (n, n_features)."""
-    rows, features = values.shape
+    rows = values.shape[0]
     if event_us.shape != (rows,) or created_us.shape != (rows,):
         raise ValueError(f"{rows} rows of values, but times of shape {event_us.shape} and {created_us.shape}")
     # One bit pattern for null, so that equal rows are equal bytes whoever packed them.
     clean = np.where(np.isnan(values), _NAN, values).astype(np.float64)
-    forms, codes = _narrowest(clean)
-    head = _head_bytes(features)
-    widths = _WIDTHS[codes]
-    lengths = head + widths.sum(axis=1)
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    flat = np.zeros(int(ends[-1]) if rows else 0, np.uint8)
-    flat[starts[:, None] + np.arange(head)] = _heads(schema, event_us, created_us, codes)
-    places = starts[:, None] + head + np.cumsum(widths, axis=1) - widths
-    for code, form in enumerate(forms):
-        chosen = codes == code
-        raw = form[chosen].view(np.uint8).reshape(-1, _WIDTHS[code])
-        flat[places[chosen][:, None] + np.arange(_WIDTHS[code])] = raw
-    text = flat.tobytes()
-    return [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+    numbers, codes = _narrowest(clean)
+    heads = _heads(schema, event_us, created_us, codes)
+    # Eight bytes a number, of which the narrow ones use the first few: what is left in row order is the packed rows.
+    whole = np.concatenate([heads, numbers.view(np.uint8)], axis=1)
+    kept = np.concatenate([np.ones_like(heads, bool), _USED[codes].view(bool)], axis=1)
+    text = whole[kept].tobytes()
+    ends = np.cumsum(_WIDTHS[codes].sum(axis=1) + heads.shape[1]).tolist()
+    return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def decode(packed: bytes | None, schema: int, n_features: int) -> Decoded | None:
@@ -301,18 +302,19 @@ def _unpacker(codes: bytes, features: int) -> struct.Struct:
     return struct.Struct("<" + "".join(_LETTERS[codes[i // 4] >> 2 * (i % 4) & 3] for i in range(features)))
 
 
-def _narrowest(clean: Floats) -> tuple[list[npt.NDArray[np.generic]], npt.NDArray[np.uint8]]:
-    """The values in each of the four forms, and the code of the narrowest that keeps every bit."""
+def _narrowest(clean: Floats) -> tuple[Floats, npt.NDArray[np.uint8]]:
+    """Each value in the narrowest of the four forms that keeps every bit, at the start of its eight bytes; and that form's code."""
     bits = clean.view(np.int64)
     codes = np.full(clean.shape, 3, np.uint8)
-    forms: list[npt.NDArray[np.generic]] = [clean.astype("<f8")]
+    numbers = clean.astype("<f8")
     for code, form in ((2, "<f4"), (1, "<f2"), (0, "u1")):
         # What does not fit shows in the comparison; the cast need not say so too.
         with np.errstate(all="ignore"):
             narrow = clean.astype(form)
-        codes[narrow.astype(np.float64).view(np.int64) == bits] = code
-        forms.insert(0, narrow)
-    return forms, codes
+        exact = narrow.astype(np.float64).view(np.int64) == bits
+        np.copyto(codes, np.uint8(code), where=exact)
+        np.copyto(numbers.view(form)[:, :: 8 // narrow.itemsize], narrow, where=exact)
+    return numbers, codes
 
 
 def _heads(schema: int, event_us: Micros, created_us: Micros, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

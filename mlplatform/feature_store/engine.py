@@ -46,7 +46,8 @@ class DeltaComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast is 
         event, created = (stored.get(name, name) for name in (source.timestamp_field, source.created_timestamp_column or ""))
 
         def rows() -> pl.DataFrame:
-            window = self.offline_store.pull_latest_from_table_or_query(
+            # Not only the newest of each entity, which the builder picks anyway, and once is enough.
+            window = self.offline_store.pull_all_from_table_or_query(
                 config=self.repo_config,
                 data_source=source,
                 join_key_columns=[stored.get(k, k) for k in keys],
@@ -56,7 +57,8 @@ class DeltaComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # Feast is 
                 start_date=task.start_time,
                 end_date=task.end_time,
             )
-            return pl.DataFrame(window.to_arrow()).rename({stored[n]: n for n in (*keys, *features) if n in stored})
+            found = pl.DataFrame(window.to_arrow()).rename({stored[n]: n for n in (*keys, *features) if n in stored})
+            return found.drop_nulls(keys) if keys else found
 
         # Feast keeps entities that have no row in the window: they come over from the generation before.
         build_generation(

@@ -20,6 +20,8 @@ import polars as pl
 from redis.exceptions import RedisError
 
 from mlplatform.feature_store.codec import (
+    NEWEST_KEY,
+    Floats,
     decode_many,
     feature_order,
     generation_of,
@@ -32,15 +34,15 @@ from mlplatform.feature_store.pointer import Generation, Pointer
 from mlplatform.feature_store.reclaim import reclaim_due, retire
 from mlplatform.feature_store.writer import (
     CALLS_TOGETHER,
-    FILL,
     GRACE_S,
     PUT,
     Rows,
     View,
+    fill_rows,
     grouped,
     new_generation,
     newest_rows,
-    put_rows,
+    note_newest,
     swap,
 )
 
@@ -106,7 +108,7 @@ def build_generation(
     generation = run(client, _announce(names, manifest))
     try:
         written = newest_rows(names, join_keys, rows(), event=event, created=created)
-        run(client, put_rows(generation.number, written.packed(names), is_cluster(client), FILL))
+        run(client, fill_rows(generation.number, written.packed(names), is_cluster(client)))
         carried = _carry_over(client, names, generation) if carry_over else set()
         _count(client, generation, {*written.entities, *carried})
         sample, overtaken = _compare(client, names, generation, written)
@@ -214,6 +216,9 @@ def _carry_over(client: Client, view: View, generation: Generation) -> set[bytes
             calls.append(("EVAL", CARRY_OVER, len(keys), *keys))
         execute(client, calls)
         carried.update(entities)
+    (newest,) = execute(client, [("ZSCORE", NEWEST_KEY, current.number)])
+    if newest is not None:
+        execute(client, [note_newest(generation.number, int(newest))])
     return carried
 
 
@@ -246,19 +251,18 @@ def _compare(client: Client, view: View, generation: Generation, rows: Rows) -> 
     keys = value_keys(generation.number, [rows.entities[i] for i in chosen], is_cluster(client))
     stored = decode_many(run(client, get_values(keys, is_cluster(client))), view.schema, len(view.features))
     overtaken = 0
-    for i, found in zip(chosen, stored, strict=True):
+    for i, wanted, found in zip(chosen, _bits(rows.values[chosen]), stored, strict=True):
         time = (int(rows.event_us[i]), int(rows.created_us[i]))
         if found is not None and (found.event_us, found.created_us) > time:
             overtaken += 1
-        elif found is None or (found.event_us, found.created_us) != time or not _same(found.values, rows.values[i]):
+        elif found is None or (found.event_us, found.created_us) != time or _bits(found.values) != wanted:
             raise VerificationError(f"generation {generation.number}: what is stored for {rows.entities[i]!r} is not what was written")
     return len(chosen), overtaken
 
 
-def _same(one: np.ndarray[Any, np.dtype[np.float64]], other: np.ndarray[Any, np.dtype[np.float64]]) -> bool:
-    """To the last bit, but any NaN is null."""
-    null = np.isnan(one)
-    return bool(np.array_equal(null, np.isnan(other)) and np.array_equal(one[~null].view(np.int64), other[~null].view(np.int64)))
+def _bits(values: Floats) -> list[Any]:
+    """What tells values apart to the last bit, but any NaN is null."""
+    return np.where(np.isnan(values), np.nan, values).view(np.int64).tolist()  # type: ignore[no-any-return]  # NumPy's stub
 
 
 def _record(client: Client, manifest: Manifest, built: Built) -> None:
@@ -271,4 +275,5 @@ def _record(client: Client, manifest: Manifest, built: Built) -> None:
         overtaken=built.overtaken,
         newest_event=None if built.newest is None else built.newest.isoformat(),
     )
-    execute(client, [("SET", manifest_key(built.generation), verified.json())])
+    newest = [] if built.newest is None else [note_newest(built.generation, (built.newest - _EPOCH) // timedelta(microseconds=1))]
+    execute(client, [("SET", manifest_key(built.generation), verified.json()), *newest])

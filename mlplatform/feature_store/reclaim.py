@@ -9,11 +9,14 @@ reclaiming can never meet a build.
 """
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from itertools import islice
+from typing import Any
 from urllib.parse import unquote
 
 from mlplatform.feature_store.codec import (
     COUNTER_KEY,
+    NEWEST_KEY,
     RETIRED_KEY,
     generation_of,
     manifest_key,
@@ -85,6 +88,12 @@ def manifest_of(client: Client, generation: int) -> Manifest | None:
     return None if raw is None else Manifest.parse(raw)
 
 
+def newest_events(client: Client) -> dict[int, datetime]:
+    """Generation → the newest event time of its values by now: as built, as carried over and as pushed since."""
+    found: Any = client.zrange(NEWEST_KEY, 0, -1, withscores=True)
+    return {int(number): datetime.fromtimestamp(0, UTC) + timedelta(microseconds=int(us)) for number, us in found}
+
+
 def retire(number: int, grace_s: int = GRACE_S) -> Steps[None]:
     """The generation is not live any more; its values go once `grace_s` has passed."""
     yield [("SADD", RETIRED_KEY, number)]
@@ -111,8 +120,8 @@ def _retire_unless_live(number: int, grace_s: int) -> Steps[bool]:
 def _remove_garbage(client: Client) -> int:
     """Removes every value whose generation is in no pointer and has no manifest. Returns how many."""
     live = {g.number for pointer in pointers(client).values() for g in pointer.live()}
-    (members,) = execute(client, [("SMEMBERS", RETIRED_KEY)])
-    over = [int(m) for m in members]
+    retired, noted = execute(client, [("SMEMBERS", RETIRED_KEY), ("ZRANGE", NEWEST_KEY, 0, -1)])
+    over = sorted({int(number) for number in (*retired, *noted)} - live)
     over = [n for n, kept in zip(over, execute(client, [("EXISTS", manifest_key(n)) for n in over]), strict=True) if not kept]
     removed = 0
     keys = client.scan_iter(match=b"fs[:{]*", count=KEYS_PER_COMMAND)
@@ -123,7 +132,7 @@ def _remove_garbage(client: Client) -> int:
         garbage = [("UNLINK", key) for key, number in found.items() if not kept[number]]
         removed += sum(execute(client, garbage))
     if over:
-        execute(client, [("SREM", RETIRED_KEY, *over)])
+        execute(client, [("SREM", RETIRED_KEY, *over), ("ZREM", NEWEST_KEY, *over)])
     return removed
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
-from deltalake import DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import TableNotFoundError
 from feast.data_format import DeltaFormat, ParquetFormat
 from feast.data_source import DataSource
 from feast.infra.offline_stores.file_source import FileSource
 
 from mlplatform.feature_store.join import as_utc
+from mlplatform.fingerprint import Mark, fingerprint
 
 # A day in any zone is at most this far from the day in UTC.
 _ZONES = timedelta(days=1)
@@ -84,8 +85,14 @@ class FeatureTable:
         schema = self.open().schema if there else pl.Schema({self.day: pl.Date} if self.day else {})
         if self.day in schema and self.day not in rows.columns:
             rows = rows.with_columns(as_utc(self.event, rows.schema).dt.date().cast(schema[self.day]).alias(self.day))
-        partition_by = [self.day] if self.day and not there else None
-        write_deltalake(self.uri, arrow(rows), mode="append", partition_by=partition_by, storage_options=dict(self.options))
+        write_deltalake(
+            self.uri,
+            arrow(rows),
+            mode="append",
+            partition_by=[self.day] if self.day and not there else None,
+            storage_options=dict(self.options),
+            commit_properties=CommitProperties(custom_metadata=_mark(rows, schema)),
+        )
 
     def replace(self, rows: pl.DataFrame) -> None:
         """Writes the whole table anew, in one step for Delta."""
@@ -129,6 +136,16 @@ class Snapshot:
         if created_by is not None:
             frame = frame.filter(as_utc(created_by[0], self.schema) <= created_by[1])
         return frame.select(wanted).collect()
+
+
+def _mark(rows: pl.DataFrame, schema: pl.Schema) -> dict[str, str]:
+    """The fingerprint of the rows as they will be stored in a table of `schema`; nothing for types it does not cover."""
+    kinds = {name: pl.Datetime("us", kind.time_zone) if isinstance(kind, pl.Datetime) else kind for name, kind in rows.schema.items()}
+    stored = [pl.col(name).cast(schema.get(name, kind)) for name, kind in kinds.items()]
+    try:
+        return Mark(fingerprint(rows.select(stored))).metadata()
+    except (TypeError, pl.exceptions.InvalidOperationError):  # whether such rows can be stored at all, Delta says
+        return {}
 
 
 def endpoint_options(endpoint: str) -> dict[str, str]:

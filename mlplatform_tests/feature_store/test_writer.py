@@ -22,7 +22,7 @@ from mlplatform.feature_store.codec import (
 )
 from mlplatform.feature_store.commands import run
 from mlplatform.feature_store.pointer import Pointer
-from mlplatform.feature_store.writer import BATCH, COMPARE_AND_SET, FILL, Packed, WriteCounts, entity_parts, put_rows, write_frame
+from mlplatform.feature_store.writer import BATCH, Packed, WriteCounts, entity_parts, fill_rows, put_rows, write_frame
 
 T0 = datetime(2013, 9, 1, tzinfo=UTC)
 FEATURES = ("a", "b")
@@ -36,9 +36,9 @@ def packed(event: int, created: int, value: float = 0.0, schema: int = SCHEMA) -
 GENERATION = 7
 
 
-def write_packed(client: Redis, entities: list[bytes], values: list[bytes], script: str = COMPARE_AND_SET) -> int:
+def write_packed(client: Redis, entities: list[bytes], values: list[bytes]) -> int:
     """Compare-and-set in a generation of the test's own."""
-    return run(client, put_rows(GENERATION, Packed(entities, values), clustered=False, script=script))
+    return run(client, put_rows(GENERATION, Packed(entities, values), clustered=False))
 
 
 def key(entity: bytes, generation: int = GENERATION) -> bytes:
@@ -109,6 +109,14 @@ def test_a_changed_schema_is_written_over_a_value_of_the_same_time_but_not_over_
     assert write_packed(redis_client, [b"k"], [packed(4, 5)]) == 0
 
 
+def test_filling_compares_row_by_row_what_meets_a_value_that_is_there(redis_client: Redis) -> None:
+    entities = [b"k%d" % i for i in range(BATCH + 2)]
+    write_packed(redis_client, [b"k0", b"k1"], [packed(4, 4), packed(9, 9)])
+    run(redis_client, fill_rows(GENERATION, Packed(entities, [packed(5, 5)] * len(entities)), clustered=False))
+    values = redis_client.mget([key(e) for e in entities])
+    assert values == [packed(5, 5), packed(9, 9)] + [packed(5, 5)] * BATCH
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(-(2**62), 2**62), st.integers(-(2**62), 2**62)), min_size=1, max_size=8), st.randoms())
 def test_the_greatest_time_stays_whatever_the_order(valkey_url: str, times: list[tuple[int, int]], random: object) -> None:
@@ -116,7 +124,8 @@ def test_the_greatest_time_stays_whatever_the_order(valkey_url: str, times: list
     client.delete(key(b"k"))
     shuffled = sorted(times, key=lambda _: random.random())  # type: ignore[attr-defined]
     for event, created in shuffled:
-        write_packed(client, [b"k"], [packed(event, created)], random.choice((COMPARE_AND_SET, FILL)))  # type: ignore[attr-defined]
+        write = random.choice((put_rows, fill_rows))  # type: ignore[attr-defined]
+        run(client, write(GENERATION, Packed([b"k"], [packed(event, created)]), clustered=False))
     assert client.get(key(b"k"))[:PREFIX_BYTES] == packed(*max(times))[:PREFIX_BYTES]
     client.close()
 

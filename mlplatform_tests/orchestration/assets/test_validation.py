@@ -35,6 +35,12 @@ def run(assets, materialize, clients: Clients, systems, today):
     return lambda: materialize(assets, today, keys("raw/orders", "validated/orders", "quarantine/orders"))
 
 
+@pytest.mark.parametrize("half", ["validated", "quarantine"])
+def test_one_half_without_the_other_is_refused_as_the_guide_for_engineers_says(assets, materialize, today, half):
+    with pytest.raises(dg.DagsterInvalidSubsetError, match="orders"):
+        materialize(assets, today, [dg.AssetKey([half, "orders"])])
+
+
 def test_good_rows_pass_with_their_accounting(run, systems, clients, today, now):
     systems.publish(*(systems.order(n, now) for n in range(4)))
     result = run()
