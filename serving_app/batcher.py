@@ -6,7 +6,7 @@ No timer: a lone request never waits, and under load a turn holds many.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -29,7 +29,7 @@ _MICROSECOND = timedelta(microseconds=1)
 # More rows than this are predicted beside the event loop, so that one large request does not hold up small ones.
 _INLINE_ROWS = 256
 # Requests are put together up to this many rows: more saves nothing, and each waits for all of its batch.
-_BATCH_ROWS = 512
+_BATCH_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,21 @@ class Batcher:
         self._clock = clock
         self._metrics = metrics
         self._waiting: dict[ModelHandle, list[_Job]] = {}
+        self._due = False  # a flush comes with the next turn of the event loop
         self._running: set[asyncio.Task[None]] = set()
+        # Versions with a batch under way: what comes meanwhile makes the next one, so that batches grow with the load.
+        self._busy: set[ModelHandle] = set()
 
     def submit(self, handle: ModelHandle, parsed: ParsedInputs) -> "asyncio.Future[Scored]":
         """The result for one request, by exactly this handle."""
         loop = asyncio.get_running_loop()
-        if not self._waiting:
-            loop.call_soon(self._flush)
         answer: asyncio.Future[Scored] = loop.create_future()
+        if parsed.rows > _INLINE_ROWS:  # large alone: it neither waits for the small ones nor they for it
+            self._start(self._run(handle, [_Job(parsed, answer)]))
+            return answer
+        if not self._due:
+            self._due = True
+            loop.call_soon(self._flush)
         jobs = self._waiting.get(handle)
         if jobs is None:
             self._waiting[handle] = [_Job(parsed, answer)]
@@ -98,12 +105,24 @@ class Batcher:
         return answer
 
     def _flush(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for handle, jobs in waiting.items():
-            for batch in _batches(jobs):
-                task = asyncio.create_task(self._run(handle, batch))
-                self._running.add(task)
-                task.add_done_callback(self._running.discard)
+        self._due = False
+        for handle in [h for h in self._waiting if h not in self._busy]:
+            self._busy.add(handle)
+            self._start(self._work(handle))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _work(self, handle: ModelHandle) -> None:
+        """Batches of one version, one after the other, until nothing waits."""
+        try:
+            while jobs := self._waiting.pop(handle, None):
+                for batch in _batches(jobs):
+                    await self._run(handle, batch)
+        finally:
+            self._busy.discard(handle)
 
     async def _run(self, handle: ModelHandle, jobs: list[_Job]) -> None:
         try:
@@ -153,8 +172,8 @@ class Batcher:
         metrics = self._metrics
         metrics.batch_rows.observe((handle.name,), rows)
         for view, ages in zip(handle.plan.views, whole.ages_s, strict=True):
-            known = np.array([age for age in ages if age is not None] if whole.shortfalls else ages, dtype=np.float64)
-            metrics.feature_age.observe_all((handle.name, view.name), known)
+            # Where nothing falls short and nothing was given, every age is known.
+            metrics.feature_age.observe_all((handle.name, view.name), [age for age in ages if age is not None])
         for views in whole.shortfalls.values():
             for view_name, why in views.items():
                 metrics.shortfalls.add((handle.name, view_name, why))
@@ -164,7 +183,7 @@ class Batcher:
 
 
 def _batches(jobs: list[_Job]) -> list[list[_Job]]:
-    """Jobs in their order, put together up to the limit; one that is large alone stays alone."""
+    """Jobs in their order, put together up to the limit."""
     batches: list[list[_Job]] = []
     rows = _BATCH_ROWS
     for job in jobs:

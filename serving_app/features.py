@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -44,12 +45,15 @@ class Found:
 
 @dataclass(frozen=True)
 class KeyPlan:
-    """The distinct reads of a batch: `asked[i]` of the plan's view i, and where each row finds its own: `rows[i]` of shape
-    (n,), -1 for a row without a key. `given` are the features that stood in the requests; `spared[i]` marks the rows for which
-    view i is not looked at because of them."""
+    """The distinct reads of a batch: `asked[i]` of the plan's view i, and where each of the `rows` finds its own.
 
+    `places[i]` has the shape (rows,), -1 for a row without a key; None where every row has an entity of its own, in order.
+    `given` are the features that stood in the requests; `spared[i]` marks the rows for which view i is not looked at for them.
+    """
+
+    rows: int
     asked: list[Asked]
-    rows: list[Positions]
+    places: list[Positions | None]
     given: Given | None = None
     spared: list[npt.NDArray[np.bool_]] = field(default_factory=list)
 
@@ -79,8 +83,8 @@ class _ViewPlan:
     defaults: Floats
     bare: bool  # no feature has a default
     # Columns of the view that the model takes, and where they go.
-    source: Positions
-    target: Positions
+    source: Positions | slice
+    target: Positions | slice
     # The model's features that follow from the view: its own, and those of functions that take from it.
     dependents: Positions
 
@@ -96,6 +100,8 @@ class FeaturePlan:
         self._views = tuple(self._view_plan(v, contract.features) for v in contract.views)
         self._direct, self._encoded = self._other_features(contract)
         self._function_views = self._functions_sources(contract)
+        self._keys = tuple(sorted({key for plan in self._views for key in plan.layout.join_keys}))
+        self.views = tuple(p.view for p in self._views)
 
     def _view_plan(self, view: ContractView, features: tuple[ContractFeature, ...]) -> _ViewPlan:
         for key in view.join_keys:
@@ -114,8 +120,8 @@ class FeaturePlan:
             ViewLayout.declare(view.name, view.join_keys, view.features, timedelta(seconds=max(view.ttl_s, 0))),
             defaults,
             bool(np.isnan(defaults).all()),
-            np.array([position[column] for _, column in taken], dtype=np.intp),
-            np.array([i for i, _ in taken], dtype=np.intp),
+            _columns([position[column] for _, column in taken]),
+            _columns([i for i, _ in taken]),
             self._dependents(view, features),
         )
 
@@ -163,15 +169,11 @@ class FeaturePlan:
                 taken[name] = holders[name][0]
         return taken
 
-    @property
-    def views(self) -> tuple[ContractView, ...]:
-        return tuple(p.view for p in self._views)
-
     def nothing(self, plan: KeyPlan, why: Reason) -> list[Found]:
         """What a read would find where there is nothing, for the reason given."""
         return [Found(empty_block(len(entities), len(layout.features)), why) for layout, entities in plan.asked]
 
-    @property
+    @cached_property
     def fields(self) -> frozenset[str]:
         """The request fields whose columns `assemble` takes; all others are only keys."""
         taken = {name for function, _ in self._functions for name in function.inputs if name in self._dtypes}
@@ -180,12 +182,12 @@ class FeaturePlan:
     def keys(self, batches: Sequence[ParsedInputs]) -> KeyPlan:
         """What to read for all rows and views, each value once: a hundred flights from one airport read its weather once."""
         values: dict[str, list[JoinValue | None]] = {}
-        for name in {key for plan in self._views for key in plan.layout.join_keys}:
+        for name in self._keys:
             values[name] = batches[0].values[name] if len(batches) == 1 else [v for batch in batches for v in batch.values[name]]
         rows = sum(batch.rows for batch in batches)
         given = _together(batches, self._width) if any(batch.given is not None for batch in batches) else None
         asked: list[Asked] = []
-        positions: list[Positions] = []
+        places: list[Positions | None] = []
         spared: list[npt.NDArray[np.bool_]] = []
         for plan in self._views:
             keys = [values[name] for name in plan.layout.join_keys]
@@ -194,19 +196,23 @@ class FeaturePlan:
                 free &= len(plan.dependents) > 0
                 spared.append(free)
                 keys = [[None if away else v for v, away in zip(column, free.tolist(), strict=True)] for column in keys]
-            entities, places = _distinct(plan.layout, keys, rows)
+            entities, where = _distinct(plan.layout, keys, rows)
             asked.append((plan.layout, entities))
-            positions.append(places)
-        return KeyPlan(asked, positions, given, spared)
+            places.append(where)
+        return KeyPlan(rows, asked, places, given, spared)
 
     def assemble(self, columns: Mapping[str, Column], plan: KeyPlan, found: Sequence[Found], now_us: int) -> Assembled:
         """The feature matrix. `columns` has the plan's `fields`, `found` one entry for each view; `now_us` UTC microseconds."""
-        rows = len(plan.rows[0]) if plan.rows else len(next(iter(columns.values())))
-        at_us = _moment(found, now_us)
-        out = Assembled(at_us, np.full((rows, self._width), np.nan), [])
+        rows = plan.rows
+        newest = [_newest(looked.block) for looked in found]
+        out = Assembled(_moment(found, newest, now_us), np.empty((rows, self._width)), [])
         stored: dict[str, Floats] = {}
-        for i, (view, positions, looked) in enumerate(zip(self._views, plan.rows, found, strict=True)):
-            picked = _take_view(out, view, positions, looked, plan.spared[i] if plan.spared else None)
+        for i, (view, places, looked) in enumerate(zip(self._views, plan.places, found, strict=True)):
+            picked = _take_good(out, view, places, looked.block, newest[i])
+            if picked is None:
+                picked = _take_view(
+                    out, view, np.arange(rows) if places is None else places, looked, plan.spared[i] if plan.spared else None
+                )
             stored[view.view.name] = picked
             out.matrix[:, view.target] = picked[:, view.source]
         given = dict(columns) | {name: stored[view][:, i] for name, (view, i) in self._function_views.items()}
@@ -249,37 +255,62 @@ def _together(batches: Sequence[ParsedInputs], width: int) -> Given:
     return Given(np.concatenate(values), np.concatenate(masks))
 
 
-def _distinct(layout: ViewLayout, keys: list[list[JoinValue | None]], rows: int) -> tuple[list[bytes], Positions]:
-    """A view's distinct entities among the rows, and each row's place among them; -1 where a key is absent."""
+def _columns(places: list[int]) -> Positions | slice:
+    """Columns of a matrix; a slice where they lie side by side, which NumPy copies without an index."""
+    if places and places == list(range(places[0], places[0] + len(places))):
+        return slice(places[0], places[0] + len(places))
+    return np.array(places, dtype=np.intp)
+
+
+def _distinct(layout: ViewLayout, keys: list[list[JoinValue | None]], rows: int) -> tuple[list[bytes], Positions | None]:
+    """A view's distinct entities among the rows, and each row's place among them as in `KeyPlan`."""
     if not keys:
         return [entity_part(layout.name, ())], np.zeros(rows, dtype=np.intp)
     values: Sequence[Any] = keys[0] if len(keys) == 1 else list(zip(*keys, strict=True))
     seen = {value: place for place, value in enumerate(dict.fromkeys(values))}
-    positions = np.arange(rows) if len(seen) == rows else np.fromiter(map(seen.__getitem__, values), np.intp, rows)
+    positions = None if len(seen) == rows else np.fromiter(map(seen.__getitem__, values), np.intp, rows)
     absent = ([seen[None]] if None in seen else []) if len(keys) == 1 else [place for value, place in seen.items() if None in value]
     if absent:
         places = np.cumsum([place not in absent for place in range(len(seen))]) - 1
         places[absent] = -1
-        positions = places[positions]
+        positions = places if positions is None else places[positions]
         seen = {value: place for value, place in seen.items() if place not in absent}
     if len(keys) == 1:
         return entity_parts(layout.name, seen), positions
     return [entity_part(layout.name, value) for value in seen], positions
 
 
-def _moment(found: Sequence[Found], now_us: int) -> int:
+def _newest(block: Block) -> int:
+    """The latest of a block's times, microseconds; 0 where it has no rows."""
+    return max(int(block.event_us.max()), int(block.created_us.max())) if len(block.event_us) else 0
+
+
+def _moment(found: Sequence[Found], newest: Sequence[int], now_us: int) -> int:
     """When the batch happens: now, or when the newest of its values became known, where that host's clock is a little ahead.
 
     What was read had been made available, so the request came after it (the receive rule of L. Lamport, "Time, Clocks, and
     the Ordering of Events in a Distributed System", 1978). So no age is negative, and history finds the same rows.
     """
     latest = now_us
-    for block in (looked.block for looked in found):
-        for times in (block.event_us, block.created_us):
-            if times.size and int(times.max()) > now_us:
+    for looked, last in zip(found, newest, strict=True):
+        if last > now_us:
+            for times in (looked.block.event_us, looked.block.created_us):
                 ahead = times[(times > now_us) & (times <= now_us + CLOCK_TOLERANCE_US)]
                 latest = max(latest, int(ahead.max())) if ahead.size else latest
     return latest
+
+
+def _take_good(out: Assembled, plan: _ViewPlan, places: Positions | None, block: Block, newest: int) -> Floats | None:
+    """As `_take_view`, for the usual case: every row has a key, every value is there and good. None where it is not so."""
+    ttl_us = plan.layout.ttl_us
+    if newest > out.at_us or not block.held.all() or not len(block.held) or (places is not None and int(places.min()) < 0):
+        return None
+    if ttl_us is not None and out.at_us - int(block.event_us.min()) > ttl_us:
+        return None
+    ages_s = (out.at_us - block.event_us) / 1e6
+    values = block.values if plan.bare else np.where(np.isnan(block.values), plan.defaults, block.values)
+    out.ages_s.append((ages_s if places is None else ages_s[places]).tolist())
+    return values if places is None else values[places]
 
 
 def _take_view(out: Assembled, plan: _ViewPlan, positions: Positions, found: Found, spared: npt.NDArray[np.bool_] | None) -> Floats:
@@ -291,9 +322,6 @@ def _take_view(out: Assembled, plan: _ViewPlan, positions: Positions, found: Fou
     expired = usable & (age_us > plan.layout.ttl_us) if plan.layout.ttl_us is not None else np.zeros(len(usable), np.bool_)
     fine = usable & ~expired
     values = block.values if plan.bare else np.where(np.isnan(block.values), plan.defaults, block.values)
-    if fine.all() and (not positions.size or int(positions.min()) >= 0):
-        out.ages_s.append((age_us / 1e6)[positions].tolist())
-        return values[positions]
     kept = fine | expired if plan.view.on_stale == "serve" else fine
     # One more slot for rows without a key: the last, which -1 finds.
     padded = np.vstack([np.where(kept[:, None], values, plan.defaults), plan.defaults[None, :]])

@@ -130,7 +130,7 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack, protection: P
     loader = ModelLoader(registry, cache, router, LoadOptions(device, settings.serving_threads))
     watcher = ModelWatcher(settings.model_names, registry, cache, router, metrics, loader)
     clock = clock_from(settings.clock)
-    batcher = Batcher(OnlineFeatures(online, settings.serving_redis_timeout_s, settings.serving_fallback, _cache(settings)), clock, metrics)
+    batcher = Batcher(OnlineFeatures(online, _read_limit(settings), settings.serving_fallback, _cache(settings)), clock, metrics)
     budget = ShadowBudget(settings.serving_shadow_queue, settings.serving_shadow_share)
     shadow = Shadow(router, partial(_shadow_scorer, settings, clock), prediction_log.offer, budget)
     metrics.registry.register(shadow)
@@ -151,7 +151,7 @@ async def _shadow_scorer(settings: ServingSettings, clock: Clock) -> AsyncIterat
     """Connections and a batcher of the shadow's own. Its figures are not those of answers, so they are kept apart."""
     online = _online(settings)
     try:
-        yield Batcher(OnlineFeatures(online, settings.serving_redis_timeout_s), clock, Metrics()).submit
+        yield Batcher(OnlineFeatures(online, _read_limit(settings)), clock, Metrics()).submit
     finally:
         await online.aclose()
 
@@ -192,6 +192,11 @@ def _online(settings: ServingSettings) -> AsyncClient:
     return open_async_client(
         settings.online_redis_url, cluster=True, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, socket_keepalive=True
     )
+
+
+def _read_limit(settings: ServingSettings) -> float | None:
+    """A cluster's read is several exchanges with several nodes, so it is timed as a whole; a `Pipe` times its own."""
+    return settings.serving_redis_timeout_s if settings.online_cluster else None
 
 
 def _cache(settings: ServingSettings) -> FeatureCache | None:

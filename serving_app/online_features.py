@@ -31,7 +31,8 @@ log = structlog.get_logger(__name__)
 
 
 class OnlineFeatures:
-    """Reads through one asyncio client with `decode_responses=False`; `cache` None: nothing is remembered.
+    """Reads through one asyncio client with `decode_responses=False`; `cache` None: nothing is remembered; `timeout_s` None: the
+    client keeps a time limit itself.
 
     `fallback` is what is given while the store is away: what the cache holds, nothing (so that the model's defaults stand in),
     or no answer at all.
@@ -40,7 +41,7 @@ class OnlineFeatures:
     def __init__(
         self,
         redis: AsyncClient,
-        timeout_s: float,
+        timeout_s: float | None,
         fallback: Fallback = "defaults",
         cache: FeatureCache | None = None,
         monotonic: Callable[[], float] = time.monotonic,
@@ -73,8 +74,8 @@ class OnlineFeatures:
         # Whoever comes while this one tries goes to the fallback at once.
         self._again_at = now + self._pause_s
         try:
-            async with asyncio.timeout(self._timeout_s):
-                blocks = await self._reader(project).blocks(plan.asked)
+            reading = self._reader(project).blocks(plan.asked)
+            blocks = await (reading if self._timeout_s is None else asyncio.wait_for(reading, self._timeout_s))
         except (RedisError, OSError, TimeoutError) as error:
             self._lost(error)
             return self._instead(project, plan.asked)

@@ -64,7 +64,6 @@ NEWEST_KEY = b"fs#newest"
 _VALUE_KEY = re.compile(rb"fs(?:\{\d+\})?:(\d+):", re.DOTALL)
 
 _SHIFT = 1 << 63
-_TIMES = struct.Struct(">QQ")
 _NAN = np.float64("nan")
 _WIDTHS = np.array([1, 2, 4, 8])
 _USED = (np.arange(8) < _WIDTHS[:, None]).view(np.uint64)[:, 0]  # by width code, a flag for each of eight bytes
@@ -241,15 +240,14 @@ def decode_block(packed: Sequence[bytes | None], schema: int, n_features: int, p
 def _unpack_each(packed: Sequence[bytes], schema: int, features: int) -> tuple[Micros, Micros, Floats]:
     head = _head_bytes(features)
     wanted = schema.to_bytes(4, "big")
-    times: list[tuple[int, int]] = []
     rows: list[tuple[float, ...]] = []
     for value in packed:
         layout = _unpacker(value[HEADER_BYTES:head], features) if len(value) >= head else None
         if layout is None or value[PREFIX_BYTES:HEADER_BYTES] != wanted or len(value) != head + layout.size:
             raise _refusal(value, schema, features)
-        times.append(_TIMES.unpack_from(value))
         rows.append(layout.unpack_from(value, head))
-    moments = (np.array(times, np.uint64).reshape(-1, 2) ^ np.uint64(_SHIFT)).view(np.int64)
+    times = np.frombuffer(b"".join([value[:PREFIX_BYTES] for value in packed]), ">u8").astype(np.uint64)
+    moments = (times ^ np.uint64(_SHIFT)).view(np.int64).reshape(-1, 2)
     matrix = np.fromiter(chain.from_iterable(rows), np.float64, len(rows) * features).reshape(len(rows), features)
     return moments[:, 0], moments[:, 1], matrix
 
