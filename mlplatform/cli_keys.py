@@ -7,15 +7,16 @@ service does). A running service reads a change within two seconds, without a re
 import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from mlplatform import access_keys
-from mlplatform.access_keys import AccessKey, AccessKeys, Action
 from mlplatform.cli_options import HERE, AsJson, Home
 from mlplatform.clock import SystemClock
 from mlplatform.printing import print_json, say, table
+
+if TYPE_CHECKING:
+    from mlplatform.access_keys import AccessKey, AccessKeys, Action
 
 keys = typer.Typer(help="API keys of the prediction service.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -24,7 +25,7 @@ File = Annotated[
     Path | None,
     typer.Option("--file", envvar="MLPLATFORM_SERVING_KEYS_FILE", help="File the service reads. Default: HOME/serving/keys.json"),
 ]
-_ACTIONS: tuple[str, ...] = get_args(Action)
+_ACTIONS = ("predict", "metrics", "admin")  # of `access_keys.Action`, which loads pydantic
 
 
 @keys.command()
@@ -42,17 +43,19 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it. It is shown this once: only its hash is kept."""
+    from mlplatform import access_keys
+
     if unknown := sorted(set(action or ()) - set(_ACTIONS)):
         raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(_ACTIONS)}", param_hint="--action")
     if burst is not None and rate is None:
         raise typer.BadParameter("needs --rate", param_hint="--burst")
     now = SystemClock().now()
     secret = access_keys.new_secret()
-    key = AccessKey(
+    key = access_keys.AccessKey(
         id=access_keys.new_id(),
         name=name,
         models=tuple(model or (access_keys.EVERY_MODEL,)),
-        actions=cast(tuple[Action, ...], tuple(action or ("predict",))),
+        actions=cast("tuple[Action, ...]", tuple(action or ("predict",))),
         not_before=start.replace(tzinfo=UTC) if start else None,
         expires_at=now + timedelta(days=days) if days is not None else None,
         rate_per_s=rate,
@@ -69,8 +72,10 @@ def create(
 @keys.command("list")
 def list_keys(file: File = None, home: Home = HERE, as_json: AsJson = False) -> None:
     """Every key: what it may do, and whether it works. Never a secret."""
+    from mlplatform import access_keys
+
     path = _path(file, home)
-    found = access_keys.read(path) if path.exists() else AccessKeys()
+    found = access_keys.read(path) if path.exists() else access_keys.AccessKeys()
     rows = [_row(key, SystemClock().now()) for key in found.keys]
     if as_json:
         print_json(rows)
@@ -81,6 +86,8 @@ def list_keys(file: File = None, home: Home = HERE, as_json: AsJson = False) -> 
 @keys.command()
 def revoke(key_id: KeyId, file: File = None, home: Home = HERE) -> None:
     """End a key now. Its record stays, so that logs can still be read."""
+    from mlplatform import access_keys
+
     path = _path(file, home)
     with access_keys.locked(path) as found:
         key = _known(found, key_id)
@@ -98,6 +105,8 @@ def rotate(
     as_json: AsJson = False,
 ) -> None:
     """Give a key a new secret and print it once; the one before works on for a while, so that no caller is shut out."""
+    from mlplatform import access_keys
+
     path = _path(file, home)
     now = SystemClock().now()
     secret = access_keys.new_secret()
@@ -111,17 +120,21 @@ def rotate(
 
 
 def _path(file: Path | None, home: Path) -> Path:
+    from mlplatform import access_keys
+
     return (file or home / access_keys.KEYS_FILE).absolute()
 
 
-def _known(found: AccessKeys, key_id: str) -> AccessKey:
+def _known(found: "AccessKeys", key_id: str) -> "AccessKey":
     for key in found.keys:
         if key.id == key_id:
             return key
     raise typer.BadParameter(f"there is no key {key_id!r}; `mlplatform keys list` shows them", param_hint="ID")
 
 
-def _show_once(key: AccessKey, secret: str, path: Path, as_json: bool) -> None:
+def _show_once(key: "AccessKey", secret: str, path: Path, as_json: bool) -> None:
+    from mlplatform import access_keys
+
     text = access_keys.written(key.id, secret)
     if as_json:
         print_json(_row(key, SystemClock().now()) | {"key": text})
@@ -130,7 +143,7 @@ def _show_once(key: AccessKey, secret: str, path: Path, as_json: bool) -> None:
     typer.echo(text)
 
 
-def _row(key: AccessKey, now: datetime) -> dict[str, Any]:
+def _row(key: "AccessKey", now: datetime) -> dict[str, Any]:
     return {
         "id": key.id,
         "name": key.name,
@@ -145,7 +158,7 @@ def _row(key: AccessKey, now: datetime) -> dict[str, Any]:
     }
 
 
-def _state(key: AccessKey, now: datetime) -> str:
+def _state(key: "AccessKey", now: datetime) -> str:
     if key.revoked_at is not None:
         return "revoked"
     if key.not_before is not None and now < key.not_before:

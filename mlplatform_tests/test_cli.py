@@ -26,7 +26,7 @@ from mlplatform.settings import load_settings
 
 COMMANDS = [
     *("demo", "stream", "up", "down", "status", "doctor", "models", "history", "promote", "rollback", "replay", "bench"),
-    *("features", "fingerprint", "online", "feast", "traffic"),
+    *("features", "fingerprint", "online", "feast", "traffic", "keys"),
     "version",
 ]
 HEAVY = ("dagster", "mlflow", "feast", "polars", "pandas", "numpy", "rich.console", "pydantic", "httpx", "redis")

@@ -40,10 +40,11 @@ def open_store(settings: Settings) -> "FeatureStore":
     os.environ.update(importlib.import_module(f"{REPOSITORY}.environment").feast_environment(settings))
     if "://" not in settings.feast_registry_path:
         Path(settings.feast_registry_path).parent.mkdir(parents=True, exist_ok=True)
-    for kind in _EXPERIMENTAL:
-        warnings.filterwarnings("ignore", message=kind, category=RuntimeWarning)
     from mlplatform.clients.feast_store import NamingFeatureStore
 
+    # After the import: Feast sets filters of its own while it is imported, and the last one set is asked first.
+    for kind in _EXPERIMENTAL:
+        warnings.filterwarnings("ignore", message=kind, category=RuntimeWarning)
     return NamingFeatureStore(repo_path=str(repository()))
 
 

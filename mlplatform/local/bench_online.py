@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
 from rich.console import Console
 from rich.table import Table
 
+from mlplatform.feature_store.pipe import Pipe
 from mlplatform.feature_store.reader import OnlineReader, Request, ViewLayout
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def _reads(stock: Side, url: str, frame: pl.DataFrame, n: int) -> dict[str, floa
         stock.store.get_online_features(references, entity_rows, full_feature_names=True)
 
     async def ours() -> list[float]:
-        async with AsyncRedis.from_url(url) as client:
+        async with contextlib.aclosing(Pipe(url, timeout_s=5.0)) as client:  # as the service reads
             reader = OnlineReader(client, "flights")
             found = await reader.read(requests)
             assert all(value is not None for value in found)

@@ -3,6 +3,7 @@ differs nowhere; each of six faults, planted where it would happen, is found, na
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -14,7 +15,6 @@ from redis import Redis
 
 from mlplatform.clients.registry import Registry
 from mlplatform.feature_store import codec
-from mlplatform.feature_store.reader import ViewLayout
 from mlplatform.feature_store.writer import write_frame
 from mlplatform.orchestration.assets import online as online_assets
 from mlplatform.orchestration.serving_state import promote
@@ -49,7 +49,12 @@ def test_a_clean_day_differs_nowhere_and_a_version_can_be_promoted(shop):
 
 def ttl_ignored(shop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reader forgets to look at the age."""
-    monkeypatch.setattr(ViewLayout, "state", lambda self, value, now_us: "missing" if value is None else "fresh")
+    real = service_features._take_good
+
+    def ageless(out: Any, plan: Any, *rest: Any) -> Any:
+        return real(out, replace(plan, layout=replace(plan.layout, ttl_us=None)), *rest)
+
+    monkeypatch.setattr(service_features, "_take_good", ageless)
     shop.at(15, 30)
     assert shop.ask()["feature_ages_s"] == {"shop_totals": 6.5 * 3600}
 
@@ -108,7 +113,7 @@ def default_filled_silently(shop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def silent(out: Any, *rest: Any) -> None:
         told(out, *rest)
-        out.imputed = [() for _ in out.imputed]
+        out.imputed.clear()
 
     monkeypatch.setattr(service_features, "_tell", silent)
     shop.at(9, 5)

@@ -119,6 +119,7 @@ def test_a_correction_in_delta_reaches_redis_by_materializing_again(repo: Any) -
     repo.store.materialize(T0, END)
     fix = pl.DataFrame({"origin": ["EWR"], "event_timestamp": [at(47)], "created": [at(48)], "temp": [0.0], "n": [99.0]})
     repo.write("weather", fix)
+    repo.clock.set(at(48))
     repo.store.materialize(T0, END)
     assert weather_n(repo) == 99.0
 
@@ -131,18 +132,19 @@ def test_a_push_is_served(repo: Any) -> None:
 
 def test_incremental_materialization_moves_on(repo: Any) -> None:
     repo.store.materialize(T0, at(10), feature_views=["weather"])
-    repo.clock.set(at(11))
+    repo.clock.set(at(12))  # every fifth row, that of 10:00 among them, is created 90 minutes late
     assert weather_n(repo) == 10.0
+    repo.clock.set(at(13))
     repo.store.materialize_incremental(at(13), feature_views=["weather"])
     assert weather_n(repo) == 13.0
 
 
 def test_materializing_keeps_entities_that_have_no_row_in_the_window(repo: Any, redis_client: Redis) -> None:
     repo.store.materialize(T0, at(10), feature_views=["weather"])
-    only_jfk = pl.DataFrame({"origin": ["JFK"], "event_timestamp": [at(60)], "created": [at(60)], "temp": [0.0], "n": [5.0]})
+    only_jfk = pl.DataFrame({"origin": ["JFK"], "event_timestamp": [at(10.5)], "created": [at(10.5)], "temp": [0.0], "n": [5.0]})
     repo.write("weather", only_jfk)
     before = pointers(redis_client)["flights", "weather"].current
-    repo.store.materialize(at(59), at(61), feature_views=["weather"])
+    repo.store.materialize(at(10.25), at(10.75), feature_views=["weather"])
     repo.clock.set(at(12))
     assert (weather_n(repo), weather_n(repo, "JFK")) == (10.0, 5.0)
     pointer = pointers(redis_client)["flights", "weather"]

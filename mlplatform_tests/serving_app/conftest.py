@@ -206,26 +206,33 @@ def make_model() -> Callable[..., Registered]:
 
 
 @pytest.fixture
-def put_values(redis_url: str) -> Iterator[Callable[..., None]]:
-    """`put_values("shop_stats", ["s1"], [1.0, 2.0], age_s=60)`: an online value, `age_s` old at NOW."""
+def storing() -> Callable[[str], Callable[..., None]]:
+    """`storing(url)("shop_stats", ["s1"], [1.0, 2.0], age_s=60)`: an online value in that Redis, `age_s` old at NOW."""
     import redis
 
-    client = redis.Redis.from_url(redis_url)
+    def at(url: str) -> Callable[..., None]:
+        def put(view: str, join_values: list[Any], values: list[float], age_s: float = 60, features: list[str] | None = None) -> None:
+            event = int((NOW - timedelta(seconds=age_s)).timestamp() * 1e6)
+            names = View("shop_project", view, tuple(features or VIEWS[view][1]))
+            with redis.Redis.from_url(url) as client:
+                # A view of other features is a generation of its own; the newest one put is what is read.
+                raw = client.get(names.pointer_key)
+                current = Pointer.parse(raw).current
+                if current is None or current.schema != names.schema:
+                    current = run(client, new_generation(names, names.manifest("pushed"), 60))
+                    assert run(client, swap(names, raw, Pointer(current)))
+                key = codec.value_keys(current.number, [codec.entity_part(view, join_values)])[0]
+                client.set(key, codec.encode(names.schema, event, event, np.array(values)))
 
-    def put(view: str, join_values: list[Any], values: list[float], age_s: float = 60, features: list[str] | None = None) -> None:
-        event = int((NOW - timedelta(seconds=age_s)).timestamp() * 1e6)
-        names = View("shop_project", view, tuple(features or VIEWS[view][1]))
-        # A view of other features is a generation of its own; the newest one put is what is read.
-        raw = client.get(names.pointer_key)
-        current = Pointer.parse(raw).current
-        if current is None or current.schema != names.schema:
-            current = run(client, new_generation(names, names.manifest("pushed"), 60))
-            assert run(client, swap(names, raw, Pointer(current)))
-        key = codec.value_keys(current.number, [codec.entity_part(view, join_values)])[0]
-        client.set(key, codec.encode(names.schema, event, event, np.array(values)))
+        return put
 
-    yield put
-    client.close()
+    return at
+
+
+@pytest.fixture
+def put_values(redis_url: str, storing: Callable[[str], Callable[..., None]]) -> Callable[..., None]:
+    """`put_values("shop_stats", ["s1"], [1.0, 2.0], age_s=60)`: an online value, `age_s` old at NOW."""
+    return storing(redis_url)
 
 
 @pytest.fixture

