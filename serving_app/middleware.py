@@ -4,6 +4,7 @@ Belongs here: concerns of all routes alike, as plain ASGI (no per-request object
 who may ask what (`protection`).
 """
 
+import asyncio
 import itertools
 import secrets
 import time
@@ -12,13 +13,14 @@ import structlog
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving_app.problems import MEDIA_TYPE, ProblemError, problem_body
+from serving_app.problems import MEDIA_TYPE, OVERLOADED, ProblemError, problem_body
 from serving_app.protection.limits import TokenBucket
 from serving_app.protection.service import Protection
 
 _FAILED = "the service failed on this request; its log holds the cause under this request id"
 # Unless a route says otherwise, as the documentation's page does.
 _NO_STORE = (b"cache-control", b"no-store")
+_REFUSED_AFTER_S = 0.1  # what a refusal for load takes, so that a thousand impatient callers make ten thousand of them a second at most
 _LOGGED_PER_S = 50  # refusals written down; under a flood the log would cost more than the answers
 
 log = structlog.get_logger(__name__)
@@ -95,6 +97,9 @@ class RequestContext:
                 raise ProblemError(503, "not-running", "the service starts or stops", headers={"Retry-After": "1"})
             await gate.passing(self._app, scope, receive, send_with_id)
         except ProblemError as problem:  # of the gate: the application answers its own
+            if problem.kind == OVERLOADED:
+                # A caller that asks again at once would have the event loop busy with refusals, and those in work would wait for them.
+                await asyncio.sleep(_REFUSED_AFTER_S)
             if not status:
                 await _send_problem(send_with_id, problem, request_id)
         except Exception:  # the outermost place that can still answer; the trace goes to the log, never to the client

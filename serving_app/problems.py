@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 MEDIA_TYPE = "application/problem+json"
+OVERLOADED = "overloaded"  # the kind of the problem a request gets that is turned away for load
 _TITLES = {
     400: "Bad request",
     401: "Not authenticated",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any, Literal
 
-from serving_app.problems import ProblemError, unavailable
+from serving_app.problems import OVERLOADED, ProblemError, unavailable
 from serving_app.protection.admission import Admission
 from serving_app.protection.callers import MISSING, Caller, Unrecognized, credential
 from serving_app.protection.needs import Need, need_of
@@ -45,7 +45,7 @@ OPEN = Allowed(Caller("open", _ALL))
 
 
 def overloaded() -> ProblemError:
-    return unavailable("overloaded", "the service has more requests than it can answer in time: come again later")
+    return unavailable(OVERLOADED, "the service has more requests than it can answer in time: come again later")
 
 
 class Guard:
