@@ -44,6 +44,7 @@ from serving_app.routes import docs, health, hooks, models, predict
 from serving_app.schemas import build_openapi
 from serving_app.settings import ServingSettings
 from serving_app.shadow import Shadow, ShadowBudget, Submit
+from serving_app.state_metrics import PartsCollector
 
 _LOG_TIMEOUT_S = 5.0  # nobody waits for it; a write given up too early is written twice
 _TITLE = "Prediction service"
@@ -130,7 +131,9 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack, protection: P
     loader = ModelLoader(registry, cache, router, LoadOptions(device, settings.serving_threads))
     watcher = ModelWatcher(settings.model_names, registry, cache, router, metrics, loader)
     clock = clock_from(settings.clock)
-    batcher = Batcher(OnlineFeatures(online, settings.serving_redis_timeout_s, settings.serving_fallback, _cache(settings)), clock, metrics)
+    features = OnlineFeatures(online, settings.serving_redis_timeout_s, settings.serving_fallback, _cache(settings))
+    batcher = Batcher(features, clock, metrics)
+    metrics.registry.register(PartsCollector(features, batcher, watcher, registry is not None, settings.code_version))
     budget = ShadowBudget(settings.serving_shadow_queue, settings.serving_shadow_share)
     shadow = Shadow(router, partial(_shadow_scorer, settings, clock), prediction_log.offer, budget)
     metrics.registry.register(shadow)

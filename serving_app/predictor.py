@@ -113,7 +113,9 @@ class Predictor:
             entity = self._router.entity(exchange.model, inputs[0] if isinstance(inputs, list) and inputs else None)
             choice = exchange.choice = self._router.choose(exchange.model, entity) or choice
         parsed = choice.handle.parser.parse(inputs, self._rows_limit)
+        asked = time.perf_counter()
         scored = await self._batcher.submit(choice.handle, parsed)
+        self._metrics.stages.observe(choice.handle.stages["wait"], time.perf_counter() - asked)
         if scored.assembled.refused and (refused := scored.refused()):
             raise _refusal(refused)
         rows = scored.rows(choice.handle.view_names)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from mlplatform.feature_store.pointer import Pointer
 from mlplatform.feature_store.reader import ViewLayout
 from mlplatform.feature_store.writer import View, new_generation, swap
 from mlplatform.local.supervisor import free_port
-from mlplatform_tests.serving_app.conftest import NOW, VIEWS
 from serving_app.feature_cache import FeatureCache
 
 ROW = {"shop": "s1", "customer": 7, "placed_at": "2013-09-01T10:30:00Z", "price": 12.5, "items": 3, "channel": "store", "age": 30}
 PATH = "/v1/models/basket/predict"
+NOW = datetime(2013, 9, 1, 12, tzinfo=UTC)  # as the fixture `clock_file` sets it
+FEATURES = {"shop_stats": ("orders", "returns"), "customer_stats": ("spend",), "all_stats": ("load",)}
 
 
 def ask(client: Any, **changes: Any) -> Any:
@@ -49,7 +50,7 @@ def fill(server: ValkeyServer, shop: str, orders: float, age_s: float = 60) -> N
             ("customer_stats", [7, shop], [99.5]),
             ("all_stats", ["all"], [4.0]),
         ):
-            names = View("shop_project", view, tuple(VIEWS[view][1]))
+            names = View("shop_project", view, FEATURES[view])
             raw = client.get(names.pointer_key)
             current = Pointer.parse(raw).current
             if current is None:
