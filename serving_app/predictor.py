@@ -12,6 +12,7 @@ from typing import Any, Self
 import orjson
 from starlette.requests import ClientDisconnect
 
+from serving_app import traces
 from serving_app.batcher import Batcher, Scored
 from serving_app.log_records import log_entry
 from serving_app.metrics import Metrics
@@ -116,6 +117,7 @@ class Predictor:
         asked = time.perf_counter()
         scored = await self._batcher.submit(choice.handle, parsed)
         self._metrics.stages.observe(choice.handle.stages["wait"], time.perf_counter() - asked)
+        traces.note(choice, scored)
         if scored.assembled.refused and (refused := scored.refused()):
             raise _refusal(refused)
         rows = scored.rows(choice.handle.view_names)

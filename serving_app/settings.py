@@ -103,6 +103,16 @@ class ServingSettings(BaseSettings):
     serving_cors_origins: str = Field(
         "", description="Web pages that may ask from a browser, comma-separated, as https://shop.example; empty: none"
     )
+    serving_otlp_url: str = Field(
+        "", repr=False, description="OpenTelemetry collector that traces are sent to (OTLP over HTTP), as http://collector:4318; empty: none"
+    )
+    serving_trace_share: float = Field(
+        0.01, ge=0, le=1, description="Share of the requests that are traced, where the caller's traceparent does not say"
+    )
+    serving_slow_s: float = Field(1.0, gt=0, description="A request that takes longer is logged, whatever its answer")
+    serving_notice_s: float = Field(
+        2.0, ge=0, description="Seconds after SIGTERM in which connections are still served and told to close, until none is left"
+    )
     serving_log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged")
 
     @property
@@ -150,6 +160,12 @@ class ServingSettings(BaseSettings):
             raise ValueError(
                 "MLPLATFORM_MLFLOW_URL must be an http(s) address for the prediction service: it reads models from an MLflow server"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _collector_is_a_server(self) -> Self:
+        if self.serving_otlp_url and not self.serving_otlp_url.startswith(("http://", "https://")):
+            raise ValueError("MLPLATFORM_SERVING_OTLP_URL must be an http(s) address")
         return self
 
     @model_validator(mode="after")
