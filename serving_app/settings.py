@@ -104,7 +104,9 @@ class ServingSettings(BaseSettings):
         "", description="Web pages that may ask from a browser, comma-separated, as https://shop.example; empty: none"
     )
     serving_otlp_url: str = Field(
-        "", repr=False, description="OpenTelemetry collector that traces are sent to (OTLP over HTTP), as http://collector:4318; empty: none"
+        "",
+        repr=False,
+        description="OpenTelemetry collector that traces are sent to (OTLP over HTTP), as http://collector:4318; empty: none",
     )
     serving_trace_share: float = Field(
         0.01, ge=0, le=1, description="Share of the requests that are traced, where the caller's traceparent does not say"

@@ -34,14 +34,18 @@ class PartsCollector(Collector):
         yield GaugeMetricFamily("mlplatform_batches_running", "Batches under way: features read, then predicted", value=running)
         if self._follows_registry:
             yield GaugeMetricFamily(
-                "mlplatform_registry_seen_timestamp_seconds", "When MLflow answered last; 0 before it did", value=self._watcher.registry_seen_s
+                "mlplatform_registry_seen_timestamp_seconds",
+                "When MLflow answered last; 0 before it did",
+                value=self._watcher.registry_seen_s,
             )
         yield GaugeMetricFamily("mlplatform_models_missing", "Wanted models that are not loaded", value=len(self._watcher.missing()))
         yield InfoMetricFamily("mlplatform_build", "What runs here", value=self._build)
 
     def _features(self) -> Iterator[Metric]:
         yield GaugeMetricFamily(
-            "mlplatform_online_store_away", "1 while the breaker is open: the online store did not answer the last read", value=self._online.away
+            "mlplatform_online_store_away",
+            "1 while the breaker is open: the online store did not answer the last read",
+            value=self._online.away,
         )
         reads = CounterMetricFamily(
             "mlplatform_feature_reads",

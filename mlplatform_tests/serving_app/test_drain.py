@@ -154,7 +154,9 @@ def test_a_request_that_outlasts_the_time_to_stop_ends_the_wait_and_not_the_log(
     process.wait_ready()
     httpx.post(f"{process.url}{PATH}", content=BODY, headers={"content-type": "application/json"})
     with socket.create_connection(("127.0.0.1", httpx.URL(process.url).port)) as slow:
-        slow.sendall(f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n{{".encode())
+        slow.sendall(
+            f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n{{".encode()
+        )
         time.sleep(0.2)
         assert process.stop(timeout_s=10) == 0
     [closed] = [json.loads(line) for line in process.log.read_text().splitlines() if "prediction_log_closed" in line]

@@ -23,7 +23,9 @@ OTHER_FILES = 200  # of this process and of the service, beside the connections
 
 def request(rows: int = 1) -> bytes:
     body = json.dumps({"inputs": [ROW] * rows}).encode()
-    return f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    return (
+        f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    )
 
 
 def test_who_leaves_in_the_middle_of_a_batch_takes_nobody_with_him(make_model, open_service, tmp_path, redis_url) -> None:

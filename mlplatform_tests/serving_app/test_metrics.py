@@ -46,7 +46,8 @@ def test_requests_and_their_stages_are_counted_by_model_version_and_variant(clie
     for stage in ("features", "assemble", "predict", "wait"):
         assert value(client, "mlplatform_stage_seconds_count", model="basket", version=3, stage=stage) == 2
     wait, *parts = (
-        value(client, "mlplatform_stage_seconds_sum", model="basket", version=3, stage=s) for s in ("wait", "features", "assemble", "predict")
+        value(client, "mlplatform_stage_seconds_sum", model="basket", version=3, stage=s)
+        for s in ("wait", "features", "assemble", "predict")
     )
     assert 0 < sum(parts) <= wait  # asked one after the other, a request waits for its own batch only
 

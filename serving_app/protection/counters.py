@@ -45,4 +45,6 @@ class Refusals:
 
 def loop_delays(registry: CollectorRegistry) -> TallyHistogram:
     """What a request waits in the event loop before its own code runs, looked at a hundred times a second."""
-    return TallyHistogram("mlplatform_event_loop_delay_seconds", "Wait in the event loop before a request's code runs", (), _DELAYS_S, registry)
+    return TallyHistogram(
+        "mlplatform_event_loop_delay_seconds", "Wait in the event loop before a request's code runs", (), _DELAYS_S, registry
+    )

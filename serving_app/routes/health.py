@@ -43,9 +43,14 @@ async def ready(serving: ServingDep) -> Ready:
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(serving: ServingDep) -> Response:
-    reasons, _ = await readiness(serving)
-    serving.metrics.ready.set(not reasons)
+    serving.metrics.ready.set(not await unready(serving))
     return Response(generate_latest(serving.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+async def unready(serving: Serving) -> list[str]:
+    """Why the service is not ready; empty where it is."""
+    reasons, _ = await readiness(serving)
+    return reasons
 
 
 async def readiness(serving: Serving) -> tuple[list[str], list[str]]:
