@@ -144,8 +144,8 @@ class Traces:
         assert self._tracer is not None
         parent = parent_of(headers)
         if not (random.random() < self._share if parent is None else parent.sampled):  # noqa: S311 - a sample, no secret
-            ours = f"{random.getrandbits(64) or 1:016x}"  # noqa: S311
-            return RequestTrace(parent.trace_id if parent else f"{random.getrandbits(128) or 1:032x}", ours, self._tracer)  # noqa: S311
+            ours = f"{random.getrandbits(64) or 1:016x}"
+            return RequestTrace(parent.trace_id if parent else f"{random.getrandbits(128) or 1:032x}", ours, self._tracer)
         span = _started(self._tracer, parent)
         ids = span.get_span_context()
         return RequestTrace(f"{ids.trace_id:032x}", f"{ids.span_id:016x}", self._tracer, span)

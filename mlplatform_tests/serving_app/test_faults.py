@@ -8,7 +8,6 @@ import sys
 import time
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 import redis

@@ -83,8 +83,9 @@ def _rules(settings: ServingSettings) -> TokenRules:
 
 
 async def _watch_loop(admission: Admission, delays: TallyHistogram) -> None:
-    """Tells the admission and Prometheus what a request waits before its own code runs, by going the same way: due at some moment, met in the turn of
-    the event loop that is free then, run in the turn after (uvicorn reads a request in one and starts its task in the next).
+    """Tells the admission and Prometheus what a request waits before its own code runs, by going the same way: due at some moment, met
+    in the turn of the event loop that is free then, run in the turn after (uvicorn reads a request in one and starts its task in the
+    next).
     """
     while True:
         due = time.monotonic() + _HEARTBEAT_S
