@@ -10,7 +10,7 @@ WORKDIR /app
 COPY pyproject.toml constraints.txt README.md ./
 COPY deploy/requirements.py deploy/
 # polars: the modules of request-time functions import mlplatform.specs, which names its types.
-RUN python deploy/requirements.py --extra serving --extra "$XGBOOST" --package polars > requirements.txt \
+RUN python deploy/requirements.py --extra serving --extra otel --extra "$XGBOOST" --package polars > requirements.txt \
  && pip install --requirement requirements.txt --constraint constraints.txt
 
 COPY feature_definitions feature_definitions

@@ -36,7 +36,8 @@ _BATCH_ROWS = 256
 class Scored:
     """A batch as one request sees it: its own rows are `start` to `end` of everything else.
 
-    `matrix` float64 (rows, features), `predictions` (rows,), `ages_s` a column for each view of the plan.
+    `matrix` float64 (rows, features), `predictions` (rows,), `ages_s` a column for each view of the plan. `moments`: of the batch's begin
+    and of the end of reading, assembling and predicting, by `time.perf_counter`.
     """
 
     requested_at: str  # ISO 8601 UTC, microseconds
@@ -44,6 +45,7 @@ class Scored:
     predictions: Sequence[float]
     start: int
     end: int
+    moments: tuple[float, ...] = ()
 
     @property
     def matrix(self) -> npt.NDArray[np.float64]:
@@ -87,6 +89,10 @@ class Batcher:
         # Versions with a batch under way: what comes meanwhile makes the next one, so that batches grow with the load.
         self._busy: set[ModelHandle] = set()
 
+    def depth(self) -> tuple[int, int]:
+        """(requests that wait for a batch, batches under way)."""
+        return sum(map(len, self._waiting.values())), len(self._running)
+
     def submit(self, handle: ModelHandle, parsed: ParsedInputs) -> "asyncio.Future[Scored]":
         """The result for one request, by exactly this handle."""
         loop = asyncio.get_running_loop()
@@ -129,10 +135,11 @@ class Batcher:
             started = time.perf_counter()
             plan = handle.plan.keys([job.parsed for job in jobs])
             found = await self._online.read(handle.plan.project, plan)
-            self._metrics.stages.observe((handle.name, "features"), time.perf_counter() - started)
+            read = time.perf_counter()
+            self._metrics.stages.observe(handle.stages["features"], read - started)
             # After the read: what was stored by then had been made available, so no value is newer than its request.
             now = self._clock.now()
-            assembled, predictions = await self._compute(handle, jobs, plan, found, now)
+            assembled, predictions, *spent = await self._compute(handle, jobs, plan, found, now)
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the requests that wait, not to the event loop
             if len(jobs) == 1:
                 _fail(jobs[0], error)
@@ -142,16 +149,17 @@ class Batcher:
             return
         at = now if assembled.at_us == (now - _EPOCH) // _MICROSECOND else _EPOCH + assembled.at_us * _MICROSECOND
         told = at.isoformat(timespec="microseconds")
+        moments = started, read, *spent
         start = 0
         for job in jobs:
             end = start + job.parsed.rows
             if not job.answer.done():  # the caller may have been cancelled
-                job.answer.set_result(Scored(told, assembled, predictions, start, end))
+                job.answer.set_result(Scored(told, assembled, predictions, start, end, moments))
             start = end
 
     async def _compute(
         self, handle: ModelHandle, jobs: list[_Job], plan: KeyPlan, found: Sequence[Found], now: datetime
-    ) -> tuple[Assembled, list[float]]:
+    ) -> tuple[Assembled, list[float], float, float]:
         started = time.perf_counter()
         columns = handle.parser.columns([job.parsed for job in jobs], handle.plan.fields)
         whole = handle.plan.assemble(columns, plan, found, (now - _EPOCH) // _MICROSECOND)
@@ -163,10 +171,10 @@ class Batcher:
         ready = time.perf_counter()
         predictions = handle.predict(rows) if len(rows) <= _INLINE_ROWS else await asyncio.to_thread(handle.predict, rows)
         done = time.perf_counter()
-        self._metrics.stages.observe((handle.name, "assemble"), ready - started)
-        self._metrics.stages.observe((handle.name, "predict"), done - ready)
+        self._metrics.stages.observe(handle.stages["assemble"], ready - started)
+        self._metrics.stages.observe(handle.stages["predict"], done - ready)
         self._count(handle, whole, len(rows))
-        return whole, predictions.tolist()
+        return whole, predictions.tolist(), ready, done
 
     def _count(self, handle: ModelHandle, whole: Assembled, rows: int) -> None:
         metrics = self._metrics

@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 from mlplatform.clock import Clock
 from mlplatform.feature_store.commands import AsyncClient
 from serving_app.batcher import Batcher
+from serving_app.drain import Drain
 from serving_app.metrics import Metrics
 from serving_app.model_watcher import ModelWatcher
 from serving_app.prediction_log import PredictionLog
@@ -35,6 +36,7 @@ class Serving:
     prediction_log: PredictionLog
     metrics: Metrics
     shadow: Shadow
+    drain: Drain
 
 
 async def get_serving(request: Request) -> Serving:

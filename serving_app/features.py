@@ -32,7 +32,7 @@ class PlanError(ValueError):
 
 
 class FunctionOutputError(RuntimeError):
-    """A request-time function answered with something that is not one number per row."""
+    """A request-time function raised, or answered with something that is not one number per row. The message holds no value."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,12 @@ class FeaturePlan:
     def _run_functions(self, given: Mapping[str, Column], rows: int) -> dict[tuple[str, str], Floats]:
         computed: dict[tuple[str, str], Floats] = {}
         for declared, function in self._functions:
-            answer = function({name: given[name] for name in declared.inputs})
+            try:
+                # What a division by zero comes out as is the model's business, and checked; a warning for each request is nobody's.
+                with np.errstate(all="ignore"):
+                    answer = function({name: given[name] for name in declared.inputs})
+            except Exception as error:
+                raise FunctionOutputError(f"{declared.path} raised {type(error).__name__}") from error
             for name in declared.outputs:
                 try:
                     column = np.asarray(answer[name], dtype=np.float64)

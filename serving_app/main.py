@@ -9,7 +9,7 @@ import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from fastapi import FastAPI
@@ -25,6 +25,7 @@ from mlplatform.feature_store.pipe import Pipe
 from serving_app.batcher import Batcher
 from serving_app.deps import Serving
 from serving_app.device import pick_device
+from serving_app.drain import Drain
 from serving_app.feature_cache import FeatureCache
 from serving_app.hot import HotRoute
 from serving_app.logs import configure_logs
@@ -39,11 +40,14 @@ from serving_app.predictor import Predictor
 from serving_app.problems import install
 from serving_app.protection.service import Protection
 from serving_app.registry import MlflowRegistry
+from serving_app.request_log import RequestLog
 from serving_app.router import ModelRouter
 from serving_app.routes import docs, health, hooks, models, predict
 from serving_app.schemas import build_openapi
 from serving_app.settings import ServingSettings
 from serving_app.shadow import Shadow, ShadowBudget, Submit
+from serving_app.state_metrics import PartsCollector
+from serving_app.traces import Traces
 
 _LOG_TIMEOUT_S = 5.0  # nobody waits for it; a write given up too early is written twice
 _TITLE = "Prediction service"
@@ -52,21 +56,35 @@ _DESCRIPTION = "Answers with the model version that carries the alias `productio
 log = structlog.get_logger(__name__)
 
 
+class _Around(NamedTuple):
+    """What stands around every request: made with the application, set when it starts."""
+
+    protection: Protection
+    traces: Traces
+    requests: RequestLog
+    drain: Drain
+
+
 class PredictionService(FastAPI):
     """FastAPI with two layers in front of it: what every request gets and has to pass, and the hot route."""
 
     def __init__(self, settings: ServingSettings | None) -> None:
-        protection = Protection()
-        lifespan = _lifespan(settings, protection)
+        self._drain = Drain()
+        around = _Around(Protection(), Traces(), RequestLog(), self._drain)
+        lifespan = _lifespan(settings, around)
         super().__init__(title=_TITLE, description=_DESCRIPTION, version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
         install(self)
         for routes in (predict, models, hooks, health, docs):
             self.include_router(routes.router)
         # Not as FastAPI's middlewares: in front of those stand layers of its own (telemetry, body limit: 15 µs a request).
-        self._front = RequestContext(HotRoute(super().__call__, _running(self)), protection)
+        self._front = RequestContext(HotRoute(super().__call__, _running(self)), *around)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._front(scope, receive, send)
+
+    def drain(self) -> None:
+        """From now on the service is not ready, and every answer closes its connection; requests are still answered."""
+        self._drain.begun = True
 
     def openapi(self) -> dict[str, Any]:
         """With each loaded model's own fields; made anew when another version serves."""
@@ -93,20 +111,23 @@ def _running(app: FastAPI) -> Callable[[], tuple[Predictor, int] | None]:
     return running
 
 
-def _lifespan(given: ServingSettings | None, protection: Protection) -> Any:
+def _lifespan(given: ServingSettings | None, around: _Around) -> Any:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         settings = given or ServingSettings()
         if given is None:  # in a process of its own; whoever embeds the application keeps its own logging
             configure_logs(settings.serving_log_level)
         async with AsyncExitStack() as stack:
-            app.state.serving = await _start(settings, stack, protection)
+            around.requests.slow_s = settings.serving_slow_s
+            traces = around.traces.open(settings.serving_otlp_url, settings.serving_trace_share, settings.code_version)
+            await stack.enter_async_context(traces)
+            app.state.serving = await _start(settings, stack, around)
             yield
 
     return lifespan
 
 
-async def _start(settings: ServingSettings, stack: AsyncExitStack, protection: Protection) -> Serving:
+async def _start(settings: ServingSettings, stack: AsyncExitStack, around: _Around) -> Serving:
     """Opens everything; the stack closes it in reverse order: first the watch, then the log with its last records, then Redis."""
     device = pick_device(settings.device)
     metrics = Metrics()
@@ -130,7 +151,9 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack, protection: P
     loader = ModelLoader(registry, cache, router, LoadOptions(device, settings.serving_threads))
     watcher = ModelWatcher(settings.model_names, registry, cache, router, metrics, loader)
     clock = clock_from(settings.clock)
-    batcher = Batcher(OnlineFeatures(online, _read_limit(settings), settings.serving_fallback, _cache(settings)), clock, metrics)
+    features = OnlineFeatures(online, _read_limit(settings), settings.serving_fallback, _cache(settings))
+    batcher = Batcher(features, clock, metrics)
+    metrics.registry.register(PartsCollector(features, batcher, watcher, registry is not None, settings.code_version))
     budget = ShadowBudget(settings.serving_shadow_queue, settings.serving_shadow_share)
     shadow = Shadow(router, partial(_shadow_scorer, settings, clock), prediction_log.offer, budget)
     metrics.registry.register(shadow)
@@ -141,9 +164,9 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack, protection: P
     for work in (_watch(watcher, settings.serving_poll_s), watcher.listen_forever(subscriber)):
         stack.push_async_callback(_cancel, asyncio.create_task(work))
     quotas = await stack.enter_async_context(_redis(settings, settings.serving_redis_timeout_s))
-    await stack.enter_async_context(protection.open(settings, quotas, metrics.registry))
+    await stack.enter_async_context(around.protection.open(settings, quotas, metrics.registry))
     log.info("service_started", device=device, models=settings.serving_models or "all with the alias production")
-    return Serving(settings, clock, device, online, router, watcher, batcher, predictor, prediction_log, metrics, shadow)
+    return Serving(settings, clock, device, online, router, watcher, batcher, predictor, prediction_log, metrics, shadow, around.drain)
 
 
 @asynccontextmanager

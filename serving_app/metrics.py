@@ -46,8 +46,8 @@ class Metrics:
         self.seconds = TallyHistogram("mlplatform_request_seconds", "Time of a prediction request", version, _SECONDS, r)
         self.stages = TallyHistogram(
             "mlplatform_stage_seconds",
-            "Time of a batch's stage: features (reading them), assemble, predict; wait is a request's from its body to its batch's answer",
-            (*model, "stage"),
+            "Time of a batch's stage: features (reading them), assemble, predict; wait: a request's, from its checked body to all that",
+            ("model", "version", "stage"),
             _STAGES,
             r,
         )

@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its log line, security headers, the protection, and the answer to what nobody foresaw.
+"""What surrounds every request: its id, its trace, its log line, its headers, the protection, and the answer to what nobody foresaw.
 
 Belongs here: concerns of all routes alike, as plain ASGI (no per-request objects). Does not belong here: anything about models, and
 who may ask what (`protection`).
@@ -13,33 +13,36 @@ import structlog
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving_app.drain import Drain
 from serving_app.problems import MEDIA_TYPE, OVERLOADED, ProblemError, problem_body
-from serving_app.protection.limits import TokenBucket
 from serving_app.protection.service import Protection
+from serving_app.request_log import RequestLog, ids
+from serving_app.traces import Traces
 
 _FAILED = "the service failed on this request; its log holds the cause under this request id"
 # Unless a route says otherwise, as the documentation's page does.
 _NO_STORE = (b"cache-control", b"no-store")
 _REFUSED_AFTER_S = 0.1  # what a refusal for load takes, so that a thousand impatient callers make ten thousand of them a second at most
-_LOGGED_PER_S = 50  # refusals written down; under a flood the log would cost more than the answers
+_CLOSE = (b"connection", b"close")
 
 log = structlog.get_logger(__name__)
 
 
 class RequestContext:
-    """Gives each request an id (header `X-Request-ID`, `request.state.request_id`), lets it through the protection's gate, and logs
-    answers that are not a success.
+    """Gives each request an id (header `X-Request-ID`, `request.state.request_id`), lets it through the protection's gate, and tells
+    its trace and the log how it ended. Once the service is to end, every answer says that its connection is closed.
     """
 
-    def __init__(self, app: ASGIApp, protection: Protection) -> None:
+    def __init__(self, app: ASGIApp, protection: Protection, traces: Traces, requests: RequestLog, drain: Drain) -> None:
         self._app = app
         # 64 random bits for this process and a count: unique like a random id, without asking the system each time.
         self._process = secrets.token_hex(8)
         self._count = itertools.count(1)
         self._protection = protection
+        self._traces = traces
+        self._requests = requests
+        self._drain = drain
         self._cors: CORSMiddleware | None = None
-        self._lines = TokenBucket(_LOGGED_PER_S, _LOGGED_PER_S)
-        self._unlogged = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -58,8 +61,8 @@ class RequestContext:
                 self._serve,
                 allow_origins=self._protection.origins,
                 allow_methods=("GET", "POST"),
-                allow_headers=("Authorization", "X-API-Key", "Content-Type", "X-Request-ID"),
-                expose_headers=("X-Request-ID", "Retry-After"),
+                allow_headers=("Authorization", "X-API-Key", "Content-Type", "X-Request-ID", "traceparent"),
+                expose_headers=("X-Request-ID", "Retry-After", "traceparent"),
             )
         await self._cors(scope, receive, send)
 
@@ -68,6 +71,7 @@ class RequestContext:
         request_id = f"{self._process}{next(self._count):016x}"
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.monotonic()
+        trace = self._traces.begin(scope["headers"]) if self._traces.on else None
         status = 0
         head = scope["method"] == "HEAD"
         if head:  # RFC 9110, 9.3.2: the same answer as to GET, without its content; the server sees its own scope and keeps to HEAD
@@ -82,6 +86,10 @@ class RequestContext:
                     (b"x-request-id", request_id.encode()),
                     *self._protection.headers,
                 ]
+                if trace is not None:
+                    headers.append((b"traceparent", trace.header))
+                if self._drain.begun:
+                    headers.append(_CLOSE)
                 for name, _ in headers:
                     if name == b"cache-control":
                         break
@@ -103,29 +111,13 @@ class RequestContext:
             if not status:
                 await _send_problem(send_with_id, problem, request_id)
         except Exception:  # the outermost place that can still answer; the trace goes to the log, never to the client
-            log.exception("request_failed", path=scope["path"], request_id=request_id)
+            log.exception("request_failed", path=scope["path"], **ids(scope, request_id, "" if trace is None else trace.trace_id))
             if not status:
                 await _send_problem(send_with_id, ProblemError(500, "internal-error", _FAILED), request_id)
-        if status >= 400:
-            self._log_answer(scope, status, request_id, time.monotonic() - started)
-
-    def _log_answer(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
-        if self._lines.take(time.monotonic()):
-            self._unlogged += 1
-            return
-        unlogged, self._unlogged = self._unlogged, 0
-        given = dict(scope["headers"]).get(b"x-request-id", b"")[:64].decode("ascii", "replace")
-        log.warning(
-            "request_refused" if status < 500 else "request_unanswered",
-            method=scope["method"],
-            path=scope["path"],
-            status=status,
-            request_id=request_id,
-            client_request_id=given or None,
-            caller=scope["state"].get("caller"),
-            ms=round(seconds * 1000, 2),
-            **({"lines_left_out": unlogged} if unlogged else {}),
-        )
+        finally:
+            if trace is not None:
+                trace.end(scope, status, request_id)
+            self._requests.ended(scope, status, time.monotonic() - started, request_id, "" if trace is None else trace.trace_id)
 
 
 async def _send_problem(send: Send, problem: ProblemError, request_id: str) -> None:

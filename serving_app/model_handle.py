@@ -76,6 +76,9 @@ def verify_model(contract: ServingContract, raw: bytes) -> None:
         )
 
 
+STAGES = ("features", "assemble", "predict", "wait")  # see the metric `mlplatform_stage_seconds`
+
+
 class ModelHandle:
     """Ready to predict; thread-safe; never changed after it was made, so that an answer can't mix two versions."""
 
@@ -87,6 +90,7 @@ class ModelHandle:
         self.parser = InputParser(contract)
         self.plan = FeaturePlan(contract)
         self.view_names = tuple(view.name for view in contract.views)
+        self.stages = {stage: (ref.model, str(ref.version), stage) for stage in STAGES}
         self._booster = booster
         self._xgboost: Any = native_xgboost()
         # Rows from host memory go to a CUDA device as one DMatrix.

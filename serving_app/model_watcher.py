@@ -63,6 +63,7 @@ class ModelWatcher:
         self._looks: set[asyncio.Task[None]] = set()
         self._remembered: dict[str, Lineup] = {}
         self._registry_away = False
+        self.registry_seen_s = 0.0  # when the registry answered last, seconds of the Unix epoch; 0.0: not yet
         self._unaliased: set[str] = set()
         self.refusals: dict[str, Refusal] = {}  # by model: the version `production` names, where that was refused
         self.side_refusals: dict[tuple[str, str], Refusal] = {}  # by model and role: other versions that were refused
@@ -132,9 +133,12 @@ class ModelWatcher:
         names = set(self._router.names())
         if self._registry is not None:
             try:
-                return sorted(names | set(await self._registry.models_with(PRODUCTION)))
+                found = await self._registry.models_with(PRODUCTION)
             except RegistryError as error:
                 self._note_registry(error)
+            else:
+                self._note_answer()
+                return sorted(names | set(found))
         return sorted(names | set(self._cache.models()))
 
     # --- one model -------------------------------------------------------------------------------------------------
@@ -169,9 +173,7 @@ class ModelWatcher:
         except RegistryError as error:
             self._note_registry(error)
             return self._cache.remembered(model) if self._router.slot(model) is None else None
-        if self._registry_away:
-            log.info("registry_back")
-        self._registry_away = False
+        self._note_answer()
         if lineup is not None and lineup.champion is not None:
             self._unaliased.discard(model)
         elif model not in self._unaliased:
@@ -333,6 +335,12 @@ class ModelWatcher:
             return
         log.error("model_cache_unusable", model=ref.model, version=ref.version, error=str(error))
         self.troubles[ref.model] = f"the model cache cannot be used: {error}"
+
+    def _note_answer(self) -> None:
+        if self._registry_away:
+            log.info("registry_back")
+        self._registry_away = False
+        self.registry_seen_s = time.time()
 
     def _note_registry(self, error: Exception) -> None:
         self._metrics.registry_errors.inc()

@@ -56,6 +56,7 @@ class OnlineFeatures:
         self._readers: dict[str, OnlineReader] = {}
         self._pause_s = 0.0  # 0: the store answers
         self._again_at = 0.0
+        self.reads = {"store": 0, "cache": 0, "fallback": 0}  # by where the values came from
 
     @property
     def away(self) -> bool:
@@ -68,6 +69,7 @@ class OnlineFeatures:
             return []
         now = self._monotonic()
         if self._cache is not None and (held := self._cache.fresh(project, plan.asked, now)) is not None:
+            self.reads["cache"] += 1
             return [Found(block) for block in held]
         if now < self._again_at:
             return self._instead(project, plan.asked)
@@ -80,6 +82,7 @@ class OnlineFeatures:
             self._lost(error)
             return self._instead(project, plan.asked)
         self._answered()
+        self.reads["store"] += 1
         if self._cache is not None:
             self._cache.keep(project, plan.asked, blocks, now)
         return [self._found(asked, block) for asked, block in zip(plan.asked, blocks, strict=True)]
@@ -104,6 +107,7 @@ class OnlineFeatures:
         return Found(block)
 
     def _instead(self, project: str, asked: Sequence[Asked]) -> list[Found]:
+        self.reads["fallback"] += 1
         if self._fallback == "refuse":
             raise unavailable("online-store-away", "the online store does not answer, and this service is set to refuse then")
         if self._fallback == "defaults" or self._cache is None:

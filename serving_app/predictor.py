@@ -10,16 +10,22 @@ from types import TracebackType
 from typing import Any, Self
 
 import orjson
+import structlog
 from starlette.requests import ClientDisconnect
 
+from serving_app import traces
 from serving_app.batcher import Batcher, Scored
+from serving_app.features import FunctionOutputError
 from serving_app.log_records import log_entry
 from serving_app.metrics import Metrics
+from serving_app.model_handle import VersionRef
 from serving_app.model_watcher import ModelWatcher
 from serving_app.prediction_log import PredictionLog
 from serving_app.problems import FieldError, ProblemError, invalid_input, unavailable
 from serving_app.router import Choice, ModelRouter
 from serving_app.shadow import Shadow
+
+log = structlog.get_logger(__name__)
 
 
 class Exchange:
@@ -86,6 +92,7 @@ class Predictor:
         self._shadow = shadow
         self._metrics = metrics
         self._rows_limit = rows_limit
+        self._told: set[tuple[VersionRef, str]] = set()
 
     def exchange(self, model: str, request_id: str) -> Exchange:
         return Exchange(model, request_id, self._metrics)
@@ -113,7 +120,13 @@ class Predictor:
             entity = self._router.entity(exchange.model, inputs[0] if isinstance(inputs, list) and inputs else None)
             choice = exchange.choice = self._router.choose(exchange.model, entity) or choice
         parsed = choice.handle.parser.parse(inputs, self._rows_limit)
-        scored = await self._batcher.submit(choice.handle, parsed)
+        asked = time.perf_counter()
+        try:
+            scored = await self._batcher.submit(choice.handle, parsed)
+        except FunctionOutputError as error:
+            raise self._function_failed(choice, error) from error
+        self._metrics.stages.observe(choice.handle.stages["wait"], time.perf_counter() - asked)
+        traces.note(choice, scored)
         if scored.assembled.refused and (refused := scored.refused()):
             raise _refusal(refused)
         rows = scored.rows(choice.handle.view_names)
@@ -121,6 +134,14 @@ class Predictor:
         self._log.offer(log_entry(choice, exchange.request_id, parsed, scored, rows, exchange.ms()))
         self._shadow.offer(exchange.model, parsed, exchange.request_id)
         return Answer(choice, scored, rows)
+
+    def _function_failed(self, choice: Choice, error: FunctionOutputError) -> ProblemError:
+        """500 that names the function: its author is who can mend it. Its trace is logged once for each version and fault."""
+        fault = choice.handle.ref, str(error)
+        if fault not in self._told:
+            self._told.add(fault)
+            log.error("feature_function_failed", model=choice.handle.name, version=choice.handle.version, exc_info=error)
+        return ProblemError(500, "feature-function-failed", f"a request-time feature cannot be computed for these inputs: {error}")
 
 
 def _body(answer: Answer, request_id: str) -> bytes:

@@ -69,7 +69,9 @@ class Ready(BaseModel):
     status: Literal["ready"]
     models: dict[str, int] = Field(description="Version that serves, per model")
     device: str
-    warnings: list[str] = Field(description="Versions the registry names but that were refused")
+    warnings: list[str] = Field(
+        description="What is amiss without keeping it from answering: refused versions, an online store that is away"
+    )
 
 
 class RefusedVersion(BaseModel):

@@ -1,12 +1,21 @@
 """The service as a process: `python -m serving_app`.
 
-Belongs here: uvicorn's settings, TLS, what is looked after once a second. Does not belong here: the application (`main`).
+Belongs here: uvicorn's settings, TLS, what is looked after once a second, how the process ends. Does not belong here: the application
+(`main`).
+
+Told to end by SIGTERM, the service gives notice first: `/health/ready` answers 503 and every answer closes its connection, while
+connections and requests are still taken. So whoever keeps connections open learns of the end by an answer, and not by a request that
+nobody reads any more. The notice is over when nobody is connected, or after its time. Then the socket is closed, requests under way are
+answered, the application ends (the prediction log writes what it holds), and the exit status is 0.
 """
 
+import signal
 import ssl
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import structlog
@@ -24,17 +33,42 @@ log = structlog.get_logger(__name__)
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which also closes connections that never finish asking, and takes up a renewed certificate."""
+    """uvicorn's server, which also closes connections that never finish asking, takes up a renewed certificate, and gives notice before
+    it ends. `drain` is called when the notice begins.
+    """
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], None], notice_s: float) -> None:
         super().__init__(config)
         self._certificate = _changed_at(config)
+        self._drain = drain
+        self._notice_s = notice_s
+        self._told = False
+        self._over_at: float | None = None  # monotonic seconds
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """In place of uvicorn's, which ends the process by the signal once more: to end when told to is a success. SIGTERM gives notice;
+        SIGINT, or a second signal, ends at once; a third waits for nobody."""
+        if self.should_exit:
+            self.force_exit = True
+        elif sig == signal.SIGINT or self._told:
+            self.should_exit = True
+        self._told = True
 
     async def on_tick(self, counter: int) -> bool:
+        if self._told and not self.should_exit:
+            self._give_notice(time.monotonic())
         if counter % _TICKS_PER_S == 0:
             close_late(self.server_state.connections, time.monotonic())
             self._renew_certificate()
         return await super().on_tick(counter)
+
+    def _give_notice(self, now: float) -> None:
+        if self._over_at is None:
+            self._over_at = now + self._notice_s
+            self._drain()
+            log.info("service_ends", connections=len(self.server_state.connections), notice_s=self._notice_s)
+        if now >= self._over_at or not self.server_state.connections:
+            self.should_exit = True
 
     def _renew_certificate(self) -> None:
         """New connections get the new certificate; those that are open go on. A pair that does not fit leaves the old one."""
@@ -92,7 +126,8 @@ def run() -> int:
     # Here and not above: the settings are refused before anything heavy is imported.
     from serving_app.main import create_app
 
-    server = Server(configuration(settings, create_app(settings)))
+    app = create_app(settings)
+    server = Server(configuration(settings, app), app.drain, settings.serving_notice_s)
     server.run()
     return 0 if server.started else _NEVER_STARTED
 

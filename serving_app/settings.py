@@ -31,6 +31,7 @@ class ServingSettings(BaseSettings):
     profile: Literal["local", "production"] = Field("local", description="production refuses unsafe defaults")
     home: Path = Field(Path(".mlplatform"), description="Verified models are kept under HOME/serving/models")
     clock: str = Field("system", description="'system', or the file of a simulated clock (local profile only)")
+    code_version: str = Field("", description="Commit the code was built from, where there is no git checkout (an image)")
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
         description="Prediction log and notifications; the online store too, unless ONLINE_URL is set",
@@ -102,6 +103,18 @@ class ServingSettings(BaseSettings):
     serving_cors_origins: str = Field(
         "", description="Web pages that may ask from a browser, comma-separated, as https://shop.example; empty: none"
     )
+    serving_otlp_url: str = Field(
+        "",
+        repr=False,
+        description="OpenTelemetry collector that traces are sent to (OTLP over HTTP), as http://collector:4318; empty: none",
+    )
+    serving_trace_share: float = Field(
+        0.01, ge=0, le=1, description="Share of the requests that are traced, where the caller's traceparent does not say"
+    )
+    serving_slow_s: float = Field(1.0, gt=0, description="A request that takes longer is logged, whatever its answer")
+    serving_notice_s: float = Field(
+        2.0, ge=0, description="Seconds after SIGTERM in which connections are still served and told to close, until none is left"
+    )
     serving_log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged")
 
     @property
@@ -149,6 +162,12 @@ class ServingSettings(BaseSettings):
             raise ValueError(
                 "MLPLATFORM_MLFLOW_URL must be an http(s) address for the prediction service: it reads models from an MLflow server"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _collector_is_a_server(self) -> Self:
+        if self.serving_otlp_url and not self.serving_otlp_url.startswith(("http://", "https://")):
+            raise ValueError("MLPLATFORM_SERVING_OTLP_URL must be an http(s) address")
         return self
 
     @model_validator(mode="after")

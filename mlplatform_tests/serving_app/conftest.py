@@ -48,7 +48,9 @@ import numpy as np
 
 
 def basket_features(columns):
-    """A basket's hour of day and price per item."""
+    """A basket's hour of day and price per item. Raises for 13 items, as functions that somebody wrote do."""
+    if (columns["items"] == 13).any():
+        raise ValueError("unlucky")
     hour = (columns["placed_at"] - columns["placed_at"].astype("datetime64[D]")) / np.timedelta64(1, "h")
     with np.errstate(divide="ignore", invalid="ignore"):
         return {"hour": hour, "unit_price": columns["price"] / columns["items"], "busy": columns["load"] * 2.0}

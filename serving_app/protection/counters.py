@@ -11,6 +11,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from serving_app.protection.admission import Admission
+from serving_app.tallies import TallyHistogram
+
+_DELAYS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 class _AdmissionCollector(Collector):
@@ -38,3 +41,10 @@ class Refusals:
         if counter is None:
             counter = self._counters[reason] = self._counter.labels(reason)
         counter.inc()
+
+
+def loop_delays(registry: CollectorRegistry) -> TallyHistogram:
+    """What a request waits in the event loop before its own code runs, looked at a hundred times a second."""
+    return TallyHistogram(
+        "mlplatform_event_loop_delay_seconds", "Wait in the event loop before a request's code runs", (), _DELAYS_S, registry
+    )

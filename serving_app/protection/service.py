@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from serving_app.protection.admission import Admission
 from serving_app.protection.callers import KeyRing
-from serving_app.protection.counters import Refusals
+from serving_app.protection.counters import Refusals, loop_delays
 from serving_app.protection.deadlines import Deadlines
 from serving_app.protection.gate import Gate
 from serving_app.protection.guard import Guard, Recognize
@@ -22,6 +22,7 @@ from serving_app.protection.provider_keys import ProviderKeys
 from serving_app.protection.quotas import Pipelines, QuotaExchange
 from serving_app.protection.tokens import TokenRules, TokenVerifier
 from serving_app.settings import ServingSettings
+from serving_app.tallies import TallyHistogram
 
 _HEARTBEAT_S = 0.01
 _UPKEEP_S = 1.0
@@ -45,7 +46,7 @@ class Protection:
         """Raises KeysFileError where keys are to be asked for and there are none."""
         admission = Admission(settings.serving_in_work, settings.serving_queue_target_s, buffer_bytes=settings.serving_buffer_limit)
         refusals = Refusals(registry, admission)
-        work = [_watch_loop(admission)]
+        work = [_watch_loop(admission, loop_delays(registry))]
         recognize: Recognize | None = None
         if settings.serving_auth == "keys":
             ring = KeyRing(settings.keys_file)
@@ -81,16 +82,19 @@ def _rules(settings: ServingSettings) -> TokenRules:
     )
 
 
-async def _watch_loop(admission: Admission) -> None:
-    """Tells the admission what a request waits before its own code runs, by going the same way: due at some moment, met in the turn of
-    the event loop that is free then, run in the turn after (uvicorn reads a request in one and starts its task in the next).
+async def _watch_loop(admission: Admission, delays: TallyHistogram) -> None:
+    """Tells the admission and Prometheus what a request waits before its own code runs, by going the same way: due at some moment, met
+    in the turn of the event loop that is free then, run in the turn after (uvicorn reads a request in one and starts its task in the
+    next).
     """
     while True:
         due = time.monotonic() + _HEARTBEAT_S
         await asyncio.sleep(_HEARTBEAT_S)
         await asyncio.sleep(0)
         now = time.monotonic()
-        admission.observe(max(0.0, now - due), now, time.process_time())
+        delay_s = max(0.0, now - due)
+        admission.observe(delay_s, now, time.process_time())
+        delays.observe((), delay_s)
 
 
 async def _sweep(deadlines: Deadlines) -> None:

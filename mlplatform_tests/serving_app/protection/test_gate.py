@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from serving_app.drain import Drain
 from serving_app.middleware import RequestContext
 from serving_app.problems import ProblemError
 from serving_app.protection.admission import Admission
@@ -15,6 +16,8 @@ from serving_app.protection.deadlines import Deadlines
 from serving_app.protection.gate import Gate
 from serving_app.protection.guard import Guard
 from serving_app.protection.service import Protection
+from serving_app.request_log import RequestLog
+from serving_app.traces import Traces
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -41,7 +44,7 @@ class Service:
         self.deadlines = Deadlines(body_s, answer_s)
         self.protection = Protection()
         self.protection.gate = Gate(Guard(self.admission, None), self.deadlines)
-        self._context = RequestContext(app, self.protection)
+        self._context = RequestContext(app, self.protection, Traces(), RequestLog(), Drain())
 
     async def ask(self, *messages: dict[str, Any], method: str = "POST", path: str = "/x", kind: str = "http") -> Answer:
         answer = Answer()

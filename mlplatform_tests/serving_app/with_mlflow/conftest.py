@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -75,6 +75,9 @@ class Mlflow:
         os.killpg(self._popen.pid, signal.SIGCONT)
 
     def stop(self) -> None:
+        """Once; a second call does nothing."""
+        if self._popen.returncode is not None:
+            return
         self.http.close()
         os.killpg(self._popen.pid, signal.SIGKILL)
         self._popen.wait(10)
@@ -91,4 +94,19 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mlflow]:
         server.wait()
         yield server
     finally:
+        server.stop()
+
+
+@pytest.fixture
+def make_mlflow() -> Iterator[Callable[[Any, int], Mlflow]]:
+    """`make_mlflow(folder, port)`: a server of the test's own, with what the folder holds; killed at the end, or by the test."""
+    servers: list[Mlflow] = []
+
+    def make(root: Any, port: int) -> Mlflow:
+        servers.append(Mlflow(root, port))
+        servers[-1].wait()
+        return servers[-1]
+
+    yield make
+    for server in servers:
         server.stop()

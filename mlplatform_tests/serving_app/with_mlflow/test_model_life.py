@@ -98,6 +98,7 @@ def test_without_a_notification_the_poll_finds_the_change(mlflow, make_model, op
     ("name", "step", "extra"),
     [
         ("altered", "hash", {"model.ubj": b"{L\x00"}),
+        ("truncated", "hash", {"model.ubj": slice(0, -100)}),  # of the good file
         ("pickled", "pickle", {"helper/model.pkl": b"\x80\x04."}),
         ("uncontracted", "contract", {CONTRACT_FILE: None}),
         ("disguised", "pickle", {"model.ubj": b"\x80\x04\x95junk"}),
@@ -108,7 +109,8 @@ def test_a_bad_version_is_refused_and_the_old_one_goes_on(mlflow, make_model, op
     mlflow.alias(name, mlflow.register(name, good.files))
     client = open_service(mlflow_url=mlflow.url, serving_models=name, serving_poll_s=60)
     before = served(client, name)
-    files = {k: v for k, v in (good.files | extra).items() if v is not None}
+    spoilt = {k: good.files[k][v] if isinstance(v, slice) else v for k, v in extra.items()}
+    files = {k: v for k, v in (good.files | spoilt).items() if v is not None}
     bad = mlflow.register(name, files)
     mlflow.alias(name, bad)
     notify(redis_url, name)

