@@ -34,14 +34,14 @@ from serving_app.model_loader import LoadOptions, ModelLoader
 from serving_app.model_source import ModelCache
 from serving_app.model_watcher import ModelWatcher
 from serving_app.online_features import OnlineFeatures
+from serving_app.openapi import build_openapi
 from serving_app.prediction_log import PredictionLog
 from serving_app.predictor import Predictor
 from serving_app.problems import install
 from serving_app.protection.service import Protection
 from serving_app.registry import MlflowRegistry
 from serving_app.router import ModelRouter
-from serving_app.routes import docs, health, hooks, models, predict
-from serving_app.schemas import build_openapi
+from serving_app.routes import docs, health, hooks, models, open_inference, predict, scoring
 from serving_app.settings import ServingSettings
 from serving_app.shadow import Shadow, ShadowBudget, Submit
 
@@ -60,7 +60,7 @@ class PredictionService(FastAPI):
         lifespan = _lifespan(settings, protection)
         super().__init__(title=_TITLE, description=_DESCRIPTION, version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
         install(self)
-        for routes in (predict, models, hooks, health, docs):
+        for routes in (predict, open_inference, scoring, models, hooks, health, docs):
             self.include_router(routes.router)
         # Not as FastAPI's middlewares: in front of those stand layers of its own (telemetry, body limit: 15 µs a request).
         self._front = RequestContext(HotRoute(super().__call__, _running(self)), protection)

@@ -12,11 +12,10 @@ import structlog
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving_app.problems import MEDIA_TYPE, ProblemError, problem_body
+from serving_app.problems import MEDIA_TYPE, UNFORESEEN, ProblemError, dialect, problem_body
 from serving_app.protection.limits import TokenBucket
 from serving_app.protection.service import Protection
 
-_FAILED = "the service failed on this request; its log holds the cause under this request id"
 # Unless a route says otherwise, as the documentation's page does.
 _NO_STORE = (b"cache-control", b"no-store")
 _LOGGED_PER_S = 50  # refusals written down; under a flood the log would cost more than the answers
@@ -96,11 +95,11 @@ class RequestContext:
             await gate.passing(self._app, scope, receive, send_with_id)
         except ProblemError as problem:  # of the gate: the application answers its own
             if not status:
-                await _send_problem(send_with_id, problem, request_id)
+                await _send_problem(scope, send_with_id, problem, request_id)
         except Exception:  # the outermost place that can still answer; the trace goes to the log, never to the client
             log.exception("request_failed", path=scope["path"], request_id=request_id)
             if not status:
-                await _send_problem(send_with_id, ProblemError(500, "internal-error", _FAILED), request_id)
+                await _send_problem(scope, send_with_id, UNFORESEEN, request_id)
         if status >= 400:
             self._log_answer(scope, status, request_id, time.monotonic() - started)
 
@@ -123,8 +122,9 @@ class RequestContext:
         )
 
 
-async def _send_problem(send: Send, problem: ProblemError, request_id: str) -> None:
-    body = problem_body(problem.status, problem.kind, problem.detail, problem.errors, request_id)
+async def _send_problem(scope: Scope, send: Send, problem: ProblemError, request_id: str) -> None:
+    more = dialect(scope, problem.status, problem.detail)
+    body = problem_body(problem.status, problem.kind, problem.detail, problem.errors, request_id, more)
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
     headers += [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})

@@ -12,6 +12,7 @@ from typing import Any, Self
 import orjson
 from starlette.requests import ClientDisconnect
 
+from mlplatform.contracts import PINNED_VARIANT
 from serving_app.batcher import Batcher, Scored
 from serving_app.log_records import log_entry
 from serving_app.metrics import Metrics
@@ -25,13 +26,14 @@ from serving_app.shadow import Shadow
 class Exchange:
     """One request and what became of it: counted when the `with` block ends, however it ends."""
 
-    __slots__ = ("_metrics", "choice", "model", "request_id", "started")
+    __slots__ = ("_metrics", "choice", "model", "pinned", "request_id", "started")
 
     def __init__(self, model: str, request_id: str, metrics: Metrics) -> None:
         self.model = model
         self.request_id = request_id
         self.started = time.perf_counter()
         self.choice: Choice | None = None
+        self.pinned = False  # the caller named the version, so no other is chosen
         self._metrics = metrics
 
     def __enter__(self) -> Self:
@@ -99,6 +101,22 @@ class Predictor:
         exchange.choice = choice
         return choice
 
+    def pin(self, exchange: Exchange, version: str) -> Choice:
+        """The version that the caller named. Raises ProblemError as `choose` does, and 404 for a version that is not in memory."""
+        self.choose(exchange)
+        slot = self._router.slot(exchange.model)
+        held = {} if slot is None else {str(handle.version): handle for _, handle in slot.held()}
+        if version not in held:
+            exchange.choice = None
+            raise ProblemError(
+                404,
+                "version-not-loaded",
+                f"version '{version[:64]}' of '{exchange.model}' is not in memory; those that answer: {', '.join(sorted(held, key=int))}",
+            )
+        exchange.pinned = True
+        exchange.choice = Choice(held[version], PINNED_VARIANT)
+        return exchange.choice
+
     async def respond(self, exchange: Exchange, read: Callable[[], Awaitable[bytes]]) -> bytes:
         """The body of the answer to a body of our own protocol. Raises ProblemError."""
         self.choose(exchange)
@@ -108,7 +126,7 @@ class Predictor:
     async def answer(self, exchange: Exchange, inputs: object) -> Answer:
         """Predicts, logs, counts. `inputs` as they stand in a body of our own protocol. Raises ProblemError."""
         choice = exchange.choice or self.choose(exchange)
-        if self._router.sticky(exchange.model):
+        if self._router.sticky(exchange.model) and not exchange.pinned:
             # The first input's entity stands for the request: all its answers come from one version.
             entity = self._router.entity(exchange.model, inputs[0] if isinstance(inputs, list) and inputs else None)
             choice = exchange.choice = self._router.choose(exchange.model, entity) or choice
@@ -119,7 +137,8 @@ class Predictor:
         rows = scored.rows(choice.handle.view_names)
         self._metrics.predictions.add(choice.labels, len(rows))
         self._log.offer(log_entry(choice, exchange.request_id, parsed, scored, rows, exchange.ms()))
-        self._shadow.offer(exchange.model, parsed, exchange.request_id)
+        if not exchange.pinned:  # a shadow is compared with what the rules chose
+            self._shadow.offer(exchange.model, parsed, exchange.request_id)
         return Answer(choice, scored, rows)
 
 

@@ -29,7 +29,8 @@ def test_a_model_tells_its_fields_versions_views_and_an_example_that_works(clien
     assert [v["role"] for v in model["versions"]] == ["current"]
     schema = model["input_schema"]
     assert "region" not in schema["properties"]
-    assert schema["required"] == ["shop", "customer", "placed_at", "price", "items", "channel"]
+    assert schema["anyOf"] == [{"required": ["shop", "customer", "placed_at", "price", "items", "channel"]}, {"required": ["features"]}]
+    assert list(schema["properties"]["features"]["properties"]) == model["features"]
     jsonschema.Draft202012Validator(schema).validate(model["example"]["inputs"][0])
     assert client.post("/v1/models/basket/predict", json=model["example"]).status_code == 200
 
@@ -99,3 +100,16 @@ def test_a_wanted_model_that_is_not_there_keeps_it_unready_and_predictions_at_50
     client = open_service(serving_models="basket, other")
     assert "model 'other' is not loaded" in client.get("/health/ready").json()["detail"]
     assert client.post("/v1/models/other/predict", json={"inputs": [{}]}).status_code == 503
+
+
+def test_what_nobody_foresaw_is_a_problem_without_its_trace(client, monkeypatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("hush")
+
+    monkeypatch.setattr("serving_app.routes.open_inference.metadata", fails)
+    answer = client.get("/v2/models/basket")
+    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
+    assert answer.json()["type"] == "urn:mlplatform:problem:internal-error"
+    assert answer.json()["error"] == answer.json()["detail"]
+    assert answer.headers["x-request-id"] == answer.json()["request_id"]
+    assert "hush" not in answer.text

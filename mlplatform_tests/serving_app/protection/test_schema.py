@@ -13,8 +13,8 @@ from hypothesis.errors import Unsatisfiable
 from mlplatform import access_keys
 from mlplatform.access_keys import AccessKeys
 from serving_app.main import create_app
+from serving_app.openapi import build_openapi
 from serving_app.router import ModelRouter
-from serving_app.schemas import build_openapi
 
 schemathesis = pytest.importorskip("schemathesis")
 
