@@ -25,6 +25,7 @@ from mlplatform.feature_store.pipe import Pipe
 from serving_app.batcher import Batcher
 from serving_app.deps import Serving
 from serving_app.device import pick_device
+from serving_app.explainer import Explainer
 from serving_app.feature_cache import FeatureCache
 from serving_app.hot import HotRoute
 from serving_app.logs import configure_logs
@@ -137,13 +138,14 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack, protection: P
     shadow.start()
     stack.push_async_callback(shadow.close)
     predictor = Predictor(router, watcher, batcher, prediction_log, shadow, metrics, settings.serving_rows_limit)
+    explainer = Explainer(predictor, settings.serving_explain_rows)
     stack.push_async_callback(watcher.close)
     for work in (_watch(watcher, settings.serving_poll_s), watcher.listen_forever(subscriber)):
         stack.push_async_callback(_cancel, asyncio.create_task(work))
     quotas = await stack.enter_async_context(_redis(settings, settings.serving_redis_timeout_s))
     await stack.enter_async_context(protection.open(settings, quotas, metrics.registry))
     log.info("service_started", device=device, models=settings.serving_models or "all with the alias production")
-    return Serving(settings, clock, device, online, router, watcher, batcher, predictor, prediction_log, metrics, shadow)
+    return Serving(settings, clock, device, online, router, watcher, batcher, predictor, explainer, prediction_log, metrics, shadow)
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ Belongs here: the order of the steps, the answer, its log record and its counts.
 """
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -121,7 +121,7 @@ class Predictor:
         """The body of the answer to a body of our own protocol. Raises ProblemError."""
         self.choose(exchange)
         answer = await self.answer(exchange, inputs_of(await read()))
-        return _body(answer, exchange.request_id)
+        return answer_body(answer, exchange.request_id)
 
     async def answer(self, exchange: Exchange, inputs: object) -> Answer:
         """Predicts, logs, counts. `inputs` as they stand in a body of our own protocol. Raises ProblemError."""
@@ -142,7 +142,8 @@ class Predictor:
         return Answer(choice, scored, rows)
 
 
-def _body(answer: Answer, request_id: str) -> bytes:
+def answer_body(answer: Answer, request_id: str, more: Sequence[Mapping[str, Any]] | None = None) -> bytes:
+    """The answer in our own protocol; `more` holds members to add to each input's part of it."""
     handle, variant = answer.choice.handle, answer.choice.variant
     threshold, version = handle.contract.threshold, handle.version
     told: list[dict[str, Any]] = [
@@ -155,6 +156,8 @@ def _body(answer: Answer, request_id: str) -> bytes:
         }
         for row in answer.rows
     ]
+    if more is not None:
+        told = [row | added for row, added in zip(told, more, strict=True)]
     return orjson.dumps({"model": handle.name, "version": version, "threshold": threshold, "predictions": told})
 
 

@@ -6,10 +6,19 @@ Belongs here: response models. Does not belong here: the document with each mode
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from serving_app.features import Reason
 from serving_app.problems import MEDIA_TYPE
+
+
+class Explanation(BaseModel):
+    """TreeSHAP contributions: `base` and all of `contributions` add up to the margin, whose logistic function is the prediction."""
+
+    base: float = Field(description="The model's expectation over its training rows")
+    contributions: dict[str, float] = Field(description="What each feature added to it for this input")
+    features: dict[str, float | None] = Field(description="The value used of each feature; null: missing")
+    unit: Literal["log-odds"]
 
 
 class Prediction(BaseModel):
@@ -22,6 +31,8 @@ class Prediction(BaseModel):
     feature_ages_s: dict[str, float | None] = Field(description="Age of each view's value in seconds; null where none was found")
     imputed: list[str] = Field(description="Views whose values were missing or too old and were replaced by the recorded defaults")
     shortfalls: dict[str, Reason] = Field(description="Views without a value as it should be, and why")
+    features: dict[str, float | None] | None = Field(None, description="Where asked for: the value used of each feature; null: missing")
+    explanation: Explanation | None = Field(None, description="Where asked for: what each feature added")
 
 
 class PredictResponse(BaseModel):
@@ -29,6 +40,15 @@ class PredictResponse(BaseModel):
     version: int
     threshold: float | None
     predictions: list[Prediction]
+
+
+class PredictOptions(BaseModel):
+    """Query parameters; others are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    explain: bool = Field(False, description="Tell for each input what each feature added to the prediction (TreeSHAP)")
+    features: bool = Field(False, description="Tell for each input the value used of each feature")
 
 
 class PredictRequest(BaseModel):

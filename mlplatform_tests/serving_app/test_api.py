@@ -47,6 +47,33 @@ def test_openapi_shows_the_models_own_fields_and_its_example(client) -> None:
     assert set(references) <= set(api["components"]["schemas"])
 
 
+def test_the_examples_of_every_protocol_work(client) -> None:
+    api = client.get("/openapi.json").json()
+    tried = []
+    for path in ("/v1/models/basket/predict", "/v1/models/basket/invocations", "/v2/models/basket/infer"):
+        operation = api["paths"][path]["post"]
+        assert "model" not in [p["name"] for p in operation["parameters"]]
+        assert operation["description"].startswith("Will this basket be sent back?")
+        for kind, told in operation["requestBody"]["content"].items():
+            if "example" in told:
+                body = {"content": told["example"]} if isinstance(told["example"], str) else {"json": told["example"]}
+                answer = client.post(path, headers={"content-type": kind}, **body)
+                assert answer.status_code == 200, answer.text
+                tried.append(kind)
+    assert tried == ["application/json", "application/json", "text/csv", "application/json"]
+    assert "/v2/models/{model}/versions/{version}/infer" in api["paths"]
+
+
+def test_openapi_lets_features_stand_in_for_fields(client) -> None:
+    schema = client.get("/openapi.json").json()["components"]["schemas"]["basket_input"]
+    validator = jsonschema.Draft202012Validator(schema)
+    example = client.get("/v1/models/basket").json()["example"]["inputs"][0]
+    for good in (example, {"features": {"orders": 1.5, "channel": "web"}}, example | {"features": {"orders": None, "channel": 0}}):
+        validator.validate(good)
+    for bad in ({}, {"features": {"nonsense": 1}}, {"features": {"orders": "many"}}, example | {"nonsense": 1}):
+        assert not validator.is_valid(bad)
+
+
 def test_the_docs_page_needs_nothing_from_elsewhere(client) -> None:
     page = client.get("/docs")
     assert page.status_code == 200
