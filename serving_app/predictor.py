@@ -157,7 +157,7 @@ def answer_body(answer: Answer, request_id: str, more: Sequence[Mapping[str, Any
         for row in answer.rows
     ]
     if more is not None:
-        told = [row | added for row, added in zip(told, more, strict=True)]
+        told = [{**row, **added} for row, added in zip(told, more, strict=True)]
     return orjson.dumps({"model": handle.name, "version": version, "threshold": threshold, "predictions": told})
 
 

@@ -111,7 +111,7 @@ def problem_body(
         body["errors"] = [
             {k: v for k, v in (("input", e.input), ("field", e.field), ("detail", e.detail)) if v is not None} for e in errors
         ]
-    return orjson.dumps(body | more if more else body)
+    return orjson.dumps({**body, **more})
 
 
 def problem_response(problem: ProblemError, request: Request) -> Response:

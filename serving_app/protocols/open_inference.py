@@ -42,7 +42,7 @@ class InferRequest:
         """The inputs as our own protocol has them. Raises a 422 problem."""
         columns: dict[str, list[Any]] = {}
         for tensor in self.tensors:
-            if tensor.name in MATRIX and tensor.name not in {f.name for f in (*contract.fields, *contract.features)}:
+            if tensor.name in MATRIX and tensor.name not in {*(f.name for f in contract.fields), *(f.name for f in contract.features)}:
                 found = _matrix(tensor, contract)
             elif len(tensor.shape) == 1 or tensor.shape[1] == 1:
                 found = {tensor.name: tensor.values}

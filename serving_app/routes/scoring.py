@@ -3,6 +3,8 @@
 Belongs here: HTTP around `Predictor` in that protocol. Does not belong here: its bodies (`protocols.scoring`).
 """
 
+from typing import Any
+
 import orjson
 from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
@@ -18,7 +20,8 @@ from serving_app.schemas import problems
 
 router = APIRouter(tags=["mlflow scoring protocol"])
 
-_TEXT = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+_INVOKED: dict[int | str, dict[str, Any]] = {200: {"model": Invoked}}
+_TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 _BODY = {
     "requestBody": {
         "required": True,
@@ -34,7 +37,7 @@ _BODY = {
     "/v1/models/{model}/invocations",
     summary="Predict, in MLflow's scoring protocol",
     response_class=Response,
-    responses={200: {"model": Invoked}} | problems(400, 404, 413, 415),
+    responses=_INVOKED | problems(400, 404, 413, 415),
     openapi_extra=_BODY,
 )
 async def invocations(model: str, request: Request, serving: ServingDep) -> Response:
