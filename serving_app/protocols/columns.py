@@ -24,9 +24,14 @@ def read_json(raw: bytes) -> Any:
         return orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         try:
-            return json.loads(raw.decode())
+            return json.loads(raw.decode(), parse_int=_integer)
         except (ValueError, RecursionError):
             raise invalid_input([FieldError(f"the body is not JSON: {error}")]) from None
+
+
+def _integer(text: str) -> int | float:
+    """As orjson reads it: what 64 bits do not hold is a float, and infinite where that does not hold it either."""
+    return int(text) if len(text) < 19 else float(text)
 
 
 def rows_of(columns: Mapping[str, Sequence[Any]], contract: ServingContract) -> list[dict[str, Any]]:

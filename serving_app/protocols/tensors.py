@@ -69,11 +69,8 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) ->
             raise fault(name, f"holds a number that is no {datatype}")
         return Tensor(name, datatype, shape, values)
     _all(name, values, (int, float, type(None)), "numbers, or null for a missing one")
-    try:
-        with np.errstate(over="ignore"):  # what its type cannot hold is infinite, and refused as such where it is used
-            numbers = np.array([math.nan if v is None else v for v in values], dtype=np.float64).astype(FLOATS[datatype])
-    except OverflowError:
-        raise fault(name, f"holds a number that is no {datatype}") from None
+    with np.errstate(over="ignore"):  # what its type cannot hold is infinite, and refused as such where it is used
+        numbers = np.array([math.nan if v is None else v for v in values], dtype=np.float64).astype(FLOATS[datatype])
     return Tensor(name, datatype, shape, numbers.tolist())
 
 

@@ -244,7 +244,7 @@ BROKEN = [
     (described(data=["x"]), "its elements must be numbers"),
     (described(data=[[1]]), "its elements must be numbers"),
     (described(data=[True]), "its elements must be numbers"),
-    (described(data=[10**400]), "holds a number that is no FP32"),
+    (described(data=[10**400]), "must be a finite number"),
     (described(data=[1e39]), "must be a finite number"),
     (described(datatype="INT8", data=[128]), "holds a number that is no INT8"),
     (described(datatype="INT8", data=[1.0]), "its elements must be integers"),

@@ -156,6 +156,8 @@ BROKEN = [
     ({"inputs": [ROW | {"nonsense": 1}]}, "'nonsense' is neither a request field nor a feature"),
     ({"inputs": [ROW | {"age": "old"}]}, "input 0, field 'age': must be an integer"),
     ('{"inputs": [{"orders": Infinity}]}', "must be a finite number"),
+    ('{"inputs": [{"orders": NaN, "returns": ' + "9" * 400 + "}]}", "must be a finite number"),
+    ('{"inputs": [{"orders": NaN, "returns": ' + "9" * 5000 + "}]}", "must be a finite number"),
 ]
 BROKEN_CSV = [
     (b"", "a line of column names, and at least one of values"),
