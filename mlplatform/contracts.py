@@ -29,6 +29,7 @@ MODELS_CHANNEL = "mlplatform:models"  # Redis pub/sub: the name of a model whose
 CHAMPION_VARIANT = "champion"
 CANARY_VARIANT = "canary"
 SHADOW_VARIANT = "shadow"
+PINNED_VARIANT = "pinned"  # the caller named the version
 
 
 def prediction_stream(model: str) -> str:
@@ -57,7 +58,7 @@ class ContractField(_Frozen):
     name: str
     dtype: Literal["string", "int", "float", "bool", "date", "timestamp"]
     description: str
-    example: str | int | float
+    example: bool | str | int | float
     required: bool = True
     minimum: float | None = None
     maximum: float | None = None

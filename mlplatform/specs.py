@@ -238,7 +238,7 @@ class RequestField(Spec):
     name: str
     dtype: DType
     description: str
-    example: str | int | float
+    example: bool | str | int | float
     minimum: float | None = None
     maximum: float | None = None
     max_length: int = 64

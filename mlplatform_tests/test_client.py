@@ -6,7 +6,8 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from mlplatform.client import (
     AsyncPredictionClient,
+    Explanation,
     InputFault,
     InvalidInputError,
     PredictionClient,
@@ -38,6 +40,7 @@ ANSWER = {
             "variant": "champion",
             "feature_ages_s": {"v": 1.5, "w": None},
             "imputed": ["w"],
+            "shortfalls": {"w": "missing"},
         }
     ],
 }
@@ -50,6 +53,7 @@ class Script:
     def __init__(self) -> None:
         self.answers: list[tuple[int, Any, dict[str, str]] | None] = [(200, ANSWER, {})]
         self.bodies: list[Any] = []
+        self.paths: list[str] = []
         self.delay_s = 0.0
 
 
@@ -64,6 +68,7 @@ def url(script: Script) -> Iterator[str]:
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
+            script.paths.append(self.path)
             script.bodies.append(json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"null"))
             time.sleep(script.delay_s)
             answer = script.answers.pop(0) if len(script.answers) > 1 else script.answers[0]
@@ -100,15 +105,16 @@ Ask = Callable[..., Any]
 def ask(request: pytest.FixtureRequest, url: str) -> Ask:
     """`ask("predict", …)`: the named method on the blocking client, or on its twin."""
 
-    def call(method: str, *args: Any, at: str = url, **options: Any) -> Any:
+    def call(method: str, *args: Any, at: str = url, asked: dict[str, Any] | None = None, **options: Any) -> Any:
         options = {"retry": FAST} | options
+        asked = asked or {}
         if request.param == "sync":
             with PredictionClient(at, **options) as client:
-                return getattr(client, method)(*args)
+                return getattr(client, method)(*args, **asked)
 
         async def run() -> Any:
             async with AsyncPredictionClient(at, **options) as client:
-                return await getattr(client, method)(*args)
+                return await getattr(client, method)(*args, **asked)
 
         return asyncio.run(run())
 
@@ -119,6 +125,9 @@ def test_an_answer_comes_back_typed(ask, script) -> None:
     result = ask("predict", "m", [{"when": datetime(2013, 9, 1, tzinfo=UTC), "x": 1}])
     assert (result.model, result.version, result.predictions[0].prediction) == ("m", 3, 0.25)
     assert result.predictions[0].imputed == ("w",)
+    assert result.predictions[0].shortfalls == {"w": "missing"}
+    assert (result.predictions[0].features, result.predictions[0].explanation) == (None, None)
+    assert script.paths == ["/v1/models/m/predict"]
     assert result.predictions[0].feature_ages_s == {"v": 1.5, "w": None}
     assert script.bodies == [{"inputs": [{"when": "2013-09-01T00:00:00+00:00", "x": 1}]}]
 
@@ -142,6 +151,60 @@ def test_retry_after_is_respected(ask, script) -> None:
     started = time.monotonic()
     ask("predict", "m", [{}])
     assert time.monotonic() - started >= 1
+
+
+def test_explanations_and_features_are_asked_for_and_come_back_typed(ask, script) -> None:
+    told = {"base": -1.0, "contributions": {"x": 0.5}, "features": {"x": None}, "unit": "log-odds"}
+    row = ANSWER["predictions"][0] | {"features": {"x": None}, "explanation": told}
+    script.answers = [(200, ANSWER | {"predictions": [row]}, {})]
+    result = ask("predict", "m", [{"features": {"x": None}}], asked={"explain": True, "features": True})
+    assert result.predictions[0].explanation == Explanation(-1.0, {"x": 0.5}, {"x": None}, "log-odds")
+    assert result.predictions[0].features == {"x": None}
+    ask("predict", "m", [{}], asked={"features": True})
+    assert script.paths == ["/v1/models/m/predict?explain=true&features=true", "/v1/models/m/predict?features=true"]
+    assert script.bodies[0] == {"inputs": [{"features": {"x": None}}]}
+
+
+def test_a_pause_that_would_outlast_the_deadline_is_not_waited_for(ask, script) -> None:
+    script.answers = [(429, {"detail": "the day is used up"}, {"retry-after": "3600"})]
+    with pytest.raises(ServiceUnavailableError, match="used up") as caught:
+        ask("predict", "m", [{}])
+    assert caught.value.retry_after_s == 3600
+    assert len(script.bodies) == 1
+
+
+def test_a_date_to_come_again_is_understood(ask, script) -> None:
+    script.answers = [(503, {"detail": "busy"}, {"retry-after": format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)})]
+    with pytest.raises(ServiceUnavailableError) as caught:
+        ask("predict", "m", [{}])
+    assert 3000 < caught.value.retry_after_s <= 3600
+    script.answers = [(503, {"detail": "busy"}, {"retry-after": "soon"}), (200, ANSWER, {})]
+    assert ask("predict", "m", [{}]).version == 3
+
+
+def test_the_deadline_ends_all_attempts_together(ask, script) -> None:
+    script.answers = [(503, {"detail": "busy"}, {})]
+    endless = RetryPolicy(attempts=10**6, pause_s=0.01)
+    with pytest.raises(ServiceUnavailableError):
+        ask("predict", "m", [{}], retry=endless, asked={"deadline_s": 0.5})
+    assert len(script.bodies) > 1
+    script.delay_s = 1.0
+    with pytest.raises(ServiceUnreachableError, match="Timeout"):
+        ask("predict", "m", [{}], retry=endless, asked={"deadline_s": 0.2})
+
+
+def test_one_call_may_have_a_time_limit_of_its_own(ask, script) -> None:
+    script.delay_s = 0.5
+    with pytest.raises(ServiceUnreachableError, match="ReadTimeout"):
+        ask("predict", "m", [{}], asked={"timeout_s": 0.1})
+    assert ask("predict", "m", [{}], timeout_s=0.1, asked={"timeout_s": 5}).version == 3
+
+
+def test_pauses_are_spread_and_never_shorter_than_the_service_says() -> None:
+    pauses = {RetryPolicy().pause(1, 2.0) for _ in range(50)}
+    assert len(pauses) > 1
+    assert min(pauses) >= 2.0
+    assert max(pauses) <= 2.5
 
 
 def test_bad_inputs_are_not_tried_again_and_name_their_fields(ask, script) -> None:

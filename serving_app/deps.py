@@ -12,6 +12,7 @@ from mlplatform.clock import Clock
 from mlplatform.feature_store.commands import AsyncClient
 from serving_app.batcher import Batcher
 from serving_app.drain import Drain
+from serving_app.explainer import Explainer
 from serving_app.metrics import Metrics
 from serving_app.model_watcher import ModelWatcher
 from serving_app.prediction_log import PredictionLog
@@ -33,6 +34,7 @@ class Serving:
     watcher: ModelWatcher
     batcher: Batcher
     predictor: Predictor
+    explainer: Explainer
     prediction_log: PredictionLog
     metrics: Metrics
     shadow: Shadow

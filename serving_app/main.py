@@ -26,6 +26,7 @@ from serving_app.batcher import Batcher
 from serving_app.deps import Serving
 from serving_app.device import pick_device
 from serving_app.drain import Drain
+from serving_app.explainer import Explainer
 from serving_app.feature_cache import FeatureCache
 from serving_app.hot import HotRoute
 from serving_app.logs import configure_logs
@@ -35,6 +36,7 @@ from serving_app.model_loader import LoadOptions, ModelLoader
 from serving_app.model_source import ModelCache
 from serving_app.model_watcher import ModelWatcher
 from serving_app.online_features import OnlineFeatures
+from serving_app.openapi import build_openapi
 from serving_app.prediction_log import PredictionLog
 from serving_app.predictor import Predictor
 from serving_app.problems import install
@@ -42,8 +44,7 @@ from serving_app.protection.service import Protection
 from serving_app.registry import MlflowRegistry
 from serving_app.request_log import RequestLog
 from serving_app.router import ModelRouter
-from serving_app.routes import docs, health, hooks, models, predict
-from serving_app.schemas import build_openapi
+from serving_app.routes import docs, health, hooks, models, open_inference, predict, scoring
 from serving_app.settings import ServingSettings
 from serving_app.shadow import Shadow, ShadowBudget, Submit
 from serving_app.state_metrics import PartsCollector
@@ -74,7 +75,7 @@ class PredictionService(FastAPI):
         lifespan = _lifespan(settings, around)
         super().__init__(title=_TITLE, description=_DESCRIPTION, version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
         install(self)
-        for routes in (predict, models, hooks, health, docs):
+        for routes in (predict, open_inference, scoring, models, hooks, health, docs):
             self.include_router(routes.router)
         # Not as FastAPI's middlewares: in front of those stand layers of its own (telemetry, body limit: 15 µs a request).
         self._front = RequestContext(HotRoute(super().__call__, _running(self)), *around)
@@ -160,13 +161,16 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack, around: _Arou
     shadow.start()
     stack.push_async_callback(shadow.close)
     predictor = Predictor(router, watcher, batcher, prediction_log, shadow, metrics, settings.serving_rows_limit)
+    explainer = Explainer(predictor, settings.serving_explain_rows)
     stack.push_async_callback(watcher.close)
     for work in (_watch(watcher, settings.serving_poll_s), watcher.listen_forever(subscriber)):
         stack.push_async_callback(_cancel, asyncio.create_task(work))
     quotas = await stack.enter_async_context(_redis(settings, settings.serving_redis_timeout_s))
     await stack.enter_async_context(around.protection.open(settings, quotas, metrics.registry))
     log.info("service_started", device=device, models=settings.serving_models or "all with the alias production")
-    return Serving(settings, clock, device, online, router, watcher, batcher, predictor, prediction_log, metrics, shadow, around.drain)
+    return Serving(
+        settings, clock, device, online, router, watcher, batcher, predictor, explainer, prediction_log, metrics, shadow, around.drain
+    )
 
 
 @asynccontextmanager

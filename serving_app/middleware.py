@@ -14,12 +14,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving_app.drain import Drain
-from serving_app.problems import MEDIA_TYPE, OVERLOADED, ProblemError, problem_body
+from serving_app.problems import MEDIA_TYPE, OVERLOADED, UNFORESEEN, ProblemError, dialect, problem_body
 from serving_app.protection.service import Protection
 from serving_app.request_log import RequestLog, ids
 from serving_app.traces import Traces
 
-_FAILED = "the service failed on this request; its log holds the cause under this request id"
 # Unless a route says otherwise, as the documentation's page does.
 _NO_STORE = (b"cache-control", b"no-store")
 _REFUSED_AFTER_S = 0.1  # what a refusal for load takes, so that a thousand impatient callers make ten thousand of them a second at most
@@ -109,19 +108,20 @@ class RequestContext:
                 # A caller that asks again at once would have the event loop busy with refusals, and those in work would wait for them.
                 await asyncio.sleep(_REFUSED_AFTER_S)
             if not status:
-                await _send_problem(send_with_id, problem, request_id)
+                await _send_problem(scope, send_with_id, problem, request_id)
         except Exception:  # the outermost place that can still answer; the trace goes to the log, never to the client
             log.exception("request_failed", path=scope["path"], **ids(scope, request_id, "" if trace is None else trace.trace_id))
             if not status:
-                await _send_problem(send_with_id, ProblemError(500, "internal-error", _FAILED), request_id)
+                await _send_problem(scope, send_with_id, UNFORESEEN, request_id)
         finally:
             if trace is not None:
                 trace.end(scope, status, request_id)
             self._requests.ended(scope, status, time.monotonic() - started, request_id, "" if trace is None else trace.trace_id)
 
 
-async def _send_problem(send: Send, problem: ProblemError, request_id: str) -> None:
-    body = problem_body(problem.status, problem.kind, problem.detail, problem.errors, request_id)
+async def _send_problem(scope: Scope, send: Send, problem: ProblemError, request_id: str) -> None:
+    more = dialect(scope, problem.status, problem.detail)
+    body = problem_body(problem.status, problem.kind, problem.detail, problem.errors, request_id, more)
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
     headers += [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})

@@ -110,10 +110,20 @@ class ModelHandle:
         return self._by_dmatrix(rows) if self._dense is None else self._dense(rows)
 
     def _by_dmatrix(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        data = self._xgboost.DMatrix(
+        return np.asarray(self._booster.predict(self._dmatrix(rows)), dtype=np.float32)
+
+    def _dmatrix(self, rows: npt.NDArray[np.float32]) -> Any:
+        return self._xgboost.DMatrix(
             rows, feature_names=self._booster.feature_names, feature_types=self._booster.feature_types, enable_categorical=True
         )
-        return np.asarray(self._booster.predict(data), dtype=np.float32)
+
+    def explain(self, matrix: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+        """What each feature adds to the margin (log-odds), float32 of shape (rows, features + 1): a row's sum is its margin, and the
+        last column the model's expectation. TreeSHAP, path-dependent: S. Lundberg et al., "From local explanations to global
+        understanding with explainable AI for trees", Nature Machine Intelligence 2 (2020), algorithm 2.
+        """
+        rows = np.ascontiguousarray(matrix, dtype=np.float32)
+        return np.asarray(self._booster.predict(self._dmatrix(rows), pred_contribs=True), dtype=np.float32)
 
     def warm_up(self) -> None:
         """Runs the field examples and the recorded example features through; raises ModelRefusedError where an answer differs."""

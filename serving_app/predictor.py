@@ -4,7 +4,7 @@ Belongs here: the order of the steps, the answer, its log record and its counts.
 """
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +13,7 @@ import orjson
 import structlog
 from starlette.requests import ClientDisconnect
 
+from mlplatform.contracts import PINNED_VARIANT
 from serving_app import traces
 from serving_app.batcher import Batcher, Scored
 from serving_app.features import FunctionOutputError
@@ -31,13 +32,14 @@ log = structlog.get_logger(__name__)
 class Exchange:
     """One request and what became of it: counted when the `with` block ends, however it ends."""
 
-    __slots__ = ("_metrics", "choice", "model", "request_id", "started")
+    __slots__ = ("_metrics", "choice", "model", "pinned", "request_id", "started")
 
     def __init__(self, model: str, request_id: str, metrics: Metrics) -> None:
         self.model = model
         self.request_id = request_id
         self.started = time.perf_counter()
         self.choice: Choice | None = None
+        self.pinned = False  # the caller named the version, so no other is chosen
         self._metrics = metrics
 
     def __enter__(self) -> Self:
@@ -106,16 +108,32 @@ class Predictor:
         exchange.choice = choice
         return choice
 
+    def pin(self, exchange: Exchange, version: str) -> Choice:
+        """The version that the caller named. Raises ProblemError as `choose` does, and 404 for a version that is not in memory."""
+        self.choose(exchange)
+        slot = self._router.slot(exchange.model)
+        held = {} if slot is None else {str(handle.version): handle for _, handle in slot.held()}
+        if version not in held:
+            exchange.choice = None
+            raise ProblemError(
+                404,
+                "version-not-loaded",
+                f"version '{version[:64]}' of '{exchange.model}' is not in memory; those that answer: {', '.join(sorted(held, key=int))}",
+            )
+        exchange.pinned = True
+        exchange.choice = Choice(held[version], PINNED_VARIANT)
+        return exchange.choice
+
     async def respond(self, exchange: Exchange, read: Callable[[], Awaitable[bytes]]) -> bytes:
         """The body of the answer to a body of our own protocol. Raises ProblemError."""
         self.choose(exchange)
         answer = await self.answer(exchange, inputs_of(await read()))
-        return _body(answer, exchange.request_id)
+        return answer_body(answer, exchange.request_id)
 
     async def answer(self, exchange: Exchange, inputs: object) -> Answer:
         """Predicts, logs, counts. `inputs` as they stand in a body of our own protocol. Raises ProblemError."""
         choice = exchange.choice or self.choose(exchange)
-        if self._router.sticky(exchange.model):
+        if self._router.sticky(exchange.model) and not exchange.pinned:
             # The first input's entity stands for the request: all its answers come from one version.
             entity = self._router.entity(exchange.model, inputs[0] if isinstance(inputs, list) and inputs else None)
             choice = exchange.choice = self._router.choose(exchange.model, entity) or choice
@@ -132,7 +150,8 @@ class Predictor:
         rows = scored.rows(choice.handle.view_names)
         self._metrics.predictions.add(choice.labels, len(rows))
         self._log.offer(log_entry(choice, exchange.request_id, parsed, scored, rows, exchange.ms()))
-        self._shadow.offer(exchange.model, parsed, exchange.request_id)
+        if not exchange.pinned:  # a shadow is compared with what the rules chose
+            self._shadow.offer(exchange.model, parsed, exchange.request_id)
         return Answer(choice, scored, rows)
 
     def _function_failed(self, choice: Choice, error: FunctionOutputError) -> ProblemError:
@@ -144,7 +163,8 @@ class Predictor:
         return ProblemError(500, "feature-function-failed", f"a request-time feature cannot be computed for these inputs: {error}")
 
 
-def _body(answer: Answer, request_id: str) -> bytes:
+def answer_body(answer: Answer, request_id: str, more: Sequence[Mapping[str, Any]] | None = None) -> bytes:
+    """The answer in our own protocol; `more` holds members to add to each input's part of it."""
     handle, variant = answer.choice.handle, answer.choice.variant
     threshold, version = handle.contract.threshold, handle.version
     told: list[dict[str, Any]] = [
@@ -157,6 +177,8 @@ def _body(answer: Answer, request_id: str) -> bytes:
         }
         for row in answer.rows
     ]
+    if more is not None:
+        told = [{**row, **added} for row, added in zip(told, more, strict=True)]
     return orjson.dumps({"model": handle.name, "version": version, "threshold": threshold, "predictions": told})
 
 

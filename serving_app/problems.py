@@ -4,7 +4,7 @@ Belongs here: the kinds of problem, their status codes and the handlers that wri
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -31,6 +31,15 @@ _TITLES = {
     503: "Unavailable",
     504: "Too slow",
 }
+# mlflow/exceptions.py: its names for what went wrong.
+_MLFLOW_CODES = {
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "RESOURCE_DOES_NOT_EXIST",
+    429: "REQUEST_LIMIT_EXCEEDED",
+    503: "TEMPORARILY_UNAVAILABLE",
+}
+_NO_MORE: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,28 @@ def unavailable(kind: str, detail: str, errors: tuple[FieldError, ...] = (), ret
     return ProblemError(503, kind, detail, errors=errors, headers={"Retry-After": str(retry_after_s)})
 
 
-def problem_body(status: int, kind: str, detail: str, errors: tuple[FieldError, ...] = (), request_id: str = "") -> bytes:
+def bad_request(problem: ProblemError) -> ProblemError:
+    """The same refusal with the status 400, which other protocols give where ours says 422."""
+    return replace(problem, status=400) if problem.status == 422 else problem
+
+
+def dialect(scope: Mapping[str, Any], status: int, detail: str) -> dict[str, str]:
+    """Members that a problem carries besides its own, because clients of the path's protocol look for them: `error` (Open
+    Inference Protocol), `error_code` and `message` (MLflow). RFC 9457, 3.2, allows both in one document."""
+    path = str(scope["path"]).removeprefix(scope.get("root_path", ""))
+    if path == "/v2" or path.startswith("/v2/"):
+        return {"error": detail}
+    if path.startswith("/v1/models/") and path.endswith("/invocations"):
+        return {"error_code": _MLFLOW_CODES.get(status, "INTERNAL_ERROR" if status >= 500 else "BAD_REQUEST"), "message": detail}
+    return {}
+
+
+UNFORESEEN = ProblemError(500, "internal-error", "the service failed on this request; its log holds the cause under this request id")
+
+
+def problem_body(
+    status: int, kind: str, detail: str, errors: tuple[FieldError, ...] = (), request_id: str = "", more: Mapping[str, str] = _NO_MORE
+) -> bytes:
     body: dict[str, Any] = {
         "type": f"urn:mlplatform:problem:{kind}",
         "title": _TITLES.get(status, "Error"),
@@ -82,11 +112,12 @@ def problem_body(status: int, kind: str, detail: str, errors: tuple[FieldError, 
         body["errors"] = [
             {k: v for k, v in (("input", e.input), ("field", e.field), ("detail", e.detail)) if v is not None} for e in errors
         ]
-    return orjson.dumps(body)
+    return orjson.dumps({**body, **more})
 
 
-def problem_response(problem: ProblemError, request_id: str = "") -> Response:
-    body = problem_body(problem.status, problem.kind, problem.detail, problem.errors, request_id)
+def problem_response(problem: ProblemError, request: Request) -> Response:
+    more = dialect(request.scope, problem.status, problem.detail)
+    body = problem_body(problem.status, problem.kind, problem.detail, problem.errors, _request_id(request), more)
     return Response(body, status_code=problem.status, media_type=MEDIA_TYPE, headers=dict(problem.headers))
 
 
@@ -95,23 +126,27 @@ def _request_id(request: Request) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Registers the handlers of foreseen errors; `middleware` answers what nobody foresaw."""
+    """Registers the handlers of errors within the application; `middleware` answers what fails in front of it."""
 
     async def on_problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, ProblemError)
-        return problem_response(error, _request_id(request))
+        return problem_response(error, request)
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         kind = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "http-error")
         headers = dict(error.headers or {})
-        return problem_response(ProblemError(error.status_code, kind, str(error.detail), headers=headers), _request_id(request))
+        return problem_response(ProblemError(error.status_code, kind, str(error.detail), headers=headers), request)
 
     async def on_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         found = [FieldError(detail=str(e["msg"]), field=".".join(map(str, e["loc"]))) for e in error.errors()]
-        return problem_response(invalid_input(found), _request_id(request))
+        return problem_response(invalid_input(found), request)
 
+    async def on_unforeseen(request: Request, error: Exception) -> Response:
+        return problem_response(UNFORESEEN, request)  # raised on afterwards, to the log
+
+    app.add_exception_handler(Exception, on_unforeseen)
     app.add_exception_handler(ProblemError, on_problem)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_validation)

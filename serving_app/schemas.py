@@ -1,22 +1,24 @@
-"""The shapes of the REST API, and the OpenAPI document with each loaded model's own fields.
+"""The shapes of the REST API.
 
-Belongs here: response models, JSON Schema from a serving contract, the OpenAPI assembly. Does not belong here: validation of
-inputs (`inputs` does that column-wise; no pydantic object per feature).
+Belongs here: response models. Does not belong here: the document with each model's own fields (`openapi`), validation of inputs
+(`inputs` does that column-wise; no pydantic object per feature).
 """
 
 from typing import Any, Literal
 
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from mlplatform.contracts import ContractField, ServingContract
 from serving_app.features import Reason
 from serving_app.problems import MEDIA_TYPE
-from serving_app.protection.document import describe
-from serving_app.router import ModelRouter
 
-PREDICT_PATH = "/v1/models/{model}/predict"
+
+class Explanation(BaseModel):
+    """TreeSHAP contributions: `base` and all of `contributions` add up to the margin, whose logistic function is the prediction."""
+
+    base: float = Field(description="The model's expectation over its training rows")
+    contributions: dict[str, float] = Field(description="What each feature added to it for this input")
+    features: dict[str, float | None] = Field(description="The value used of each feature; null: missing")
+    unit: Literal["log-odds"]
 
 
 class Prediction(BaseModel):
@@ -29,6 +31,8 @@ class Prediction(BaseModel):
     feature_ages_s: dict[str, float | None] = Field(description="Age of each view's value in seconds; null where none was found")
     imputed: list[str] = Field(description="Views whose values were missing or too old and were replaced by the recorded defaults")
     shortfalls: dict[str, Reason] = Field(description="Views without a value as it should be, and why")
+    features: dict[str, float | None] | None = Field(None, description="Where asked for: the value used of each feature; null: missing")
+    explanation: Explanation | None = Field(None, description="Where asked for: what each feature added")
 
 
 class PredictResponse(BaseModel):
@@ -36,6 +40,15 @@ class PredictResponse(BaseModel):
     version: int
     threshold: float | None
     predictions: list[Prediction]
+
+
+class PredictOptions(BaseModel):
+    """Query parameters; others are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    explain: bool = Field(False, description="Tell for each input what each feature added to the prediction (TreeSHAP)")
+    features: bool = Field(False, description="Tell for each input the value used of each feature")
 
 
 class PredictRequest(BaseModel):
@@ -59,6 +72,9 @@ class ProblemDetail(BaseModel):
     detail: str
     request_id: str | None = None
     errors: list[FaultDetail] | None = None
+    error: str | None = Field(None, description="The detail again, where clients of the Open Inference Protocol look for it")
+    error_code: str | None = Field(None, description="MLflow's name for the status, under /invocations")
+    message: str | None = Field(None, description="The detail again, under /invocations")
 
 
 class Alive(BaseModel):
@@ -145,74 +161,3 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI responses for these problem statuses."""
     reference = {"$ref": "#/components/schemas/ProblemDetail"}
     return {s: {"description": "Problem details (RFC 9457)", "content": {MEDIA_TYPE: {"schema": reference}}} for s in statuses}
-
-
-def field_schema(field: ContractField) -> dict[str, Any]:
-    """JSON Schema of one request field."""
-    kinds: dict[str, dict[str, Any]] = {
-        "string": {"type": "string", "minLength": 1, "maxLength": field.max_length},
-        "int": {"type": "integer"},
-        "float": {"type": "number"},
-        "bool": {"type": "boolean"},
-        "date": {"type": "string", "format": "date"},
-        "timestamp": {"type": "string", "format": "date-time"},
-    }
-    schema = kinds[field.dtype] | {"description": field.description, "examples": [field.example]}
-    if field.dtype in ("int", "float"):
-        schema |= {k: v for k, v in (("minimum", field.minimum), ("maximum", field.maximum)) if v is not None}
-    if not field.required:
-        schema["type"] = [schema["type"], "null"]
-    return schema
-
-
-def input_schema(contract: ServingContract) -> dict[str, Any]:
-    """JSON Schema of one input of a model."""
-    asked = [f for f in contract.fields if f.constant is None]
-    return {
-        "type": "object",
-        "properties": {f.name: field_schema(f) for f in asked},
-        "required": [f.name for f in asked if f.required],
-        "additionalProperties": False,
-    }
-
-
-def example_inputs(contract: ServingContract) -> list[dict[str, Any]]:
-    return [{f.name: f.example for f in contract.fields if f.constant is None}]
-
-
-def build_openapi(app: FastAPI, router: ModelRouter, rows_limit: int) -> dict[str, Any]:
-    """The OpenAPI document: the predict route stands once per loaded model, with that model's fields and example."""
-    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    schemas |= _with_definitions(ProblemDetail) | _with_definitions(PredictResponse)
-    generic = document["paths"].get(PREDICT_PATH)
-    if generic is None or not router.names():
-        describe(document)
-        return document
-    del document["paths"][PREDICT_PATH]
-    predicting: dict[str, Any] = {}
-    for slot in router:
-        contract = slot.current.contract
-        schemas[f"{contract.model}_input"] = input_schema(contract)
-        inputs = {"type": "array", "minItems": 1, "maxItems": rows_limit, "items": {"$ref": f"#/components/schemas/{contract.model}_input"}}
-        body = {"type": "object", "properties": {"inputs": inputs}, "required": ["inputs"], "additionalProperties": False}
-        operation = dict(generic["post"])
-        operation |= {
-            "summary": f"Predict with {contract.model}",
-            "description": f"{contract.description}\n\n{operation.get('description', '')}",
-            "operationId": f"predict_{contract.model}",
-            "parameters": [],
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": body, "example": {"inputs": example_inputs(contract)}}},
-            },
-        }
-        predicting[f"/v1/models/{contract.model}/predict"] = {"post": operation}
-    document["paths"] = predicting | document["paths"]  # what the service is for comes first
-    describe(document)
-    return document
-
-
-def _with_definitions(model: type[BaseModel]) -> dict[str, Any]:
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    return {**schema.pop("$defs", {}), model.__name__: schema}

@@ -56,6 +56,7 @@ class ServingSettings(BaseSettings):
     serving_cache_values: int = Field(200_000, ge=1, description="Values (one entity of one view each) remembered for both")
     serving_body_limit: int = Field(2_000_000, ge=1024, description="Bytes a request body may have")
     serving_rows_limit: int = Field(1000, ge=1, description="Inputs a request may have")
+    serving_explain_rows: int = Field(100, ge=1, description="Inputs a request may have that asks for explanations")
     serving_log_queue: int = Field(50_000, ge=1, description="Prediction records kept in memory while their stream is slow or away")
     serving_drain_s: float = Field(5.0, ge=0, description="Seconds to write the queued prediction records at shutdown")
     serving_threads: int = Field(1, ge=1, description="Threads one prediction may use; 1 is fastest for small batches")

@@ -29,7 +29,8 @@ def test_a_model_tells_its_fields_versions_views_and_an_example_that_works(clien
     assert [v["role"] for v in model["versions"]] == ["current"]
     schema = model["input_schema"]
     assert "region" not in schema["properties"]
-    assert schema["required"] == ["shop", "customer", "placed_at", "price", "items", "channel"]
+    assert schema["anyOf"] == [{"required": ["shop", "customer", "placed_at", "price", "items", "channel"]}, {"required": ["features"]}]
+    assert list(schema["properties"]["features"]["properties"]) == model["features"]
     jsonschema.Draft202012Validator(schema).validate(model["example"]["inputs"][0])
     assert client.post("/v1/models/basket/predict", json=model["example"]).status_code == 200
 
@@ -44,6 +45,33 @@ def test_openapi_shows_the_models_own_fields_and_its_example(client) -> None:
     assert "/v1/models/{model}/predict" not in api["paths"]
     references = re.findall(r'"\$ref":"#/components/schemas/([^"]+)"', client.get("/openapi.json").text)
     assert set(references) <= set(api["components"]["schemas"])
+
+
+def test_the_examples_of_every_protocol_work(client) -> None:
+    api = client.get("/openapi.json").json()
+    tried = []
+    for path in ("/v1/models/basket/predict", "/v1/models/basket/invocations", "/v2/models/basket/infer"):
+        operation = api["paths"][path]["post"]
+        assert "model" not in [p["name"] for p in operation["parameters"]]
+        assert operation["description"].startswith("Will this basket be sent back?")
+        for kind, told in operation["requestBody"]["content"].items():
+            if "example" in told:
+                body = {"content": told["example"]} if isinstance(told["example"], str) else {"json": told["example"]}
+                answer = client.post(path, headers={"content-type": kind}, **body)
+                assert answer.status_code == 200, answer.text
+                tried.append(kind)
+    assert tried == ["application/json", "application/json", "text/csv", "application/json"]
+    assert "/v2/models/{model}/versions/{version}/infer" in api["paths"]
+
+
+def test_openapi_lets_features_stand_in_for_fields(client) -> None:
+    schema = client.get("/openapi.json").json()["components"]["schemas"]["basket_input"]
+    validator = jsonschema.Draft202012Validator(schema)
+    example = client.get("/v1/models/basket").json()["example"]["inputs"][0]
+    for good in (example, {"features": {"orders": 1.5, "channel": "web"}}, example | {"features": {"orders": None, "channel": 0}}):
+        validator.validate(good)
+    for bad in ({}, {"features": {"nonsense": 1}}, {"features": {"orders": "many"}}, example | {"nonsense": 1}):
+        assert not validator.is_valid(bad)
 
 
 def test_the_docs_page_needs_nothing_from_elsewhere(client) -> None:
@@ -99,3 +127,16 @@ def test_a_wanted_model_that_is_not_there_keeps_it_unready_and_predictions_at_50
     client = open_service(serving_models="basket, other")
     assert "model 'other' is not loaded" in client.get("/health/ready").json()["detail"]
     assert client.post("/v1/models/other/predict", json={"inputs": [{}]}).status_code == 503
+
+
+def test_what_nobody_foresaw_is_a_problem_without_its_trace(client, monkeypatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("hush")
+
+    monkeypatch.setattr("serving_app.routes.open_inference.metadata", fails)
+    answer = client.get("/v2/models/basket")
+    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
+    assert answer.json()["type"] == "urn:mlplatform:problem:internal-error"
+    assert answer.json()["error"] == answer.json()["detail"]
+    assert answer.headers["x-request-id"] == answer.json()["request_id"]
+    assert "hush" not in answer.text

@@ -163,7 +163,7 @@ def test_the_route_behind_fastapi_answers_like_the_hot_one(make_model, open_serv
     put_values("shop_stats", ["s1"], [10.0, 2.0])
     client = open_service()
     hot, cold = (client.post(PATH + query, json={"inputs": [ROW]}) for query in ("", "?"))
-    behind = client.post(PATH + "?trace=1", json={"inputs": [ROW]})
+    behind = client.post(PATH + "?explain=false", json={"inputs": [ROW]})
     for answer in (cold, behind):
         assert answer.status_code == hot.status_code == 200
         assert {k: v for k, v in answer.json()["predictions"][0].items() if k != "request_id"} == {
@@ -171,7 +171,7 @@ def test_the_route_behind_fastapi_answers_like_the_hot_one(make_model, open_serv
         }
     for body, kind in (({"inputs": []}, None), ({"inputs": [ROW]}, "text/plain")):
         headers = {"content-type": kind} if kind else {}
-        hot, behind = (client.post(PATH + query, json=body, headers=headers) for query in ("", "?trace=1"))
+        hot, behind = (client.post(PATH + query, json=body, headers=headers) for query in ("", "?explain=false"))
         assert (hot.status_code, hot.json() | {"request_id": ""}) == (behind.status_code, behind.json() | {"request_id": ""})
         assert hot.headers["content-type"] == behind.headers["content-type"] == "application/problem+json"
 

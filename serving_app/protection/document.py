@@ -35,12 +35,13 @@ def describe(document: dict[str, Any]) -> None:
     schemes["bearer"] = {"type": "http", "scheme": "bearer", "description": "An API key or a token, as the service is configured"}
     schemes["key"] = {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key"}
     for path, operations in document["paths"].items():
-        exempt = need_of(path.replace("{model}", "m")).kind == "health"
+        kind = need_of(path.replace("{model}", "m")).kind
+        exempt = kind == "health"
         for method, operation in operations.items():
             if method not in _METHODS:
                 continue
             # `{}`: without a credential, which is enough where the service asks for none.
-            operation["security"] = [] if exempt else [{"bearer": []}, {"key": []}, {}]
+            operation["security"] = [] if exempt or kind == "hook" else [{"bearer": []}, {"key": []}, {}]
             for status, (text, headers) in _EVERYWHERE.items():
                 if exempt and status in ("401", "403", "429", "504"):
                     continue

@@ -108,7 +108,7 @@ class Guard:
             if self._is_near(scope):
                 return OPEN
             return self._refuse("open-only-here", 403, "without authentication the service answers callers on its own machine only")
-        if need.kind == "page" or (need.kind == "metrics" and self._metrics_open):
+        if need.kind in ("page", "hook") or (need.kind == "metrics" and self._metrics_open):
             return _UNASKED
         text = credential(scope["headers"])
         found = text if isinstance(text, Unrecognized) else self._recognize(text, self._wall())

@@ -7,7 +7,7 @@ A path the table does not know needs a key for every model: a route that is adde
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["health", "page", "predict", "about", "metrics", "admin", "unknown"]
+Kind = Literal["health", "page", "hook", "predict", "about", "metrics", "admin", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class Need:
 
 HEALTH = Need("health")  # for load balancers: never asked for a key, never refused for load
 PAGE = Need("page")  # the page of the API, without any of its content
+HOOK = Need("hook")  # signed by its sender, and checked where it is read: no key besides
 METRICS = Need("metrics")
 ADMIN = Need("admin")
 ABOUT = Need("about")  # which models there are: any key
@@ -30,6 +31,8 @@ _EXACT = {
     "/health/ready": HEALTH,
     "/v2/health/live": HEALTH,
     "/v2/health/ready": HEALTH,
+    "/ping": HEALTH,
+    "/health": HEALTH,
     "/": PAGE,
     "/docs": PAGE,
     "/docs.css": PAGE,
@@ -40,6 +43,8 @@ _EXACT = {
     "/v1/models/": ABOUT,
     "/v2": ABOUT,
     "/v2/": ABOUT,
+    "/version": ABOUT,
+    "/v1/hooks/mlflow": HOOK,
 }
 _MODELS = ("/v1/models/", "/v2/models/")
 _LONGEST_MODEL = 128

@@ -6,6 +6,7 @@ Belongs here: reading the loaded models. Does not belong here: predicting, chang
 from fastapi import APIRouter
 
 from serving_app.deps import Serving, ServingDep
+from serving_app.openapi import example_inputs, input_schema
 from serving_app.predictor import unknown_model
 from serving_app.router import Slot
 from serving_app.schemas import (
@@ -18,8 +19,6 @@ from serving_app.schemas import (
     Traffic,
     VariantShare,
     ViewDetail,
-    example_inputs,
-    input_schema,
     problems,
 )
 

@@ -46,7 +46,7 @@ function said(text) {
 function fieldTable(api, raw, asked) {
   const schema = resolve(api, raw);
   if (!schema.properties) return null;
-  const required = new Set(asked ? schema.required || [] : []);
+  const required = new Set(asked ? schema.required || schema.anyOf?.[0].required || [] : []);
   const properties = Object.entries(schema.properties).map(([name, property]) => [name, property, resolve(api, property)]);
   const limited = properties.some(([, , own]) => limitsOf(own));
   const rows = properties.map(([name, property, own]) =>

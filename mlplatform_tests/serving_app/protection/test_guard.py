@@ -95,6 +95,14 @@ def test_a_path_nobody_declared_is_closed_to_keys_of_single_models(path) -> None
     assert kind(only(None).check(scope(path), 0.0)) == "not-authenticated"
 
 
+def test_the_webhook_needs_no_key_since_it_is_signed_and_health_is_mlflows_too() -> None:
+    assert kind(only(None).check(scope("/v1/hooks/mlflow"), 0.0)) == "allowed"
+    for path in ("/ping", "/health", "/v2/health/ready"):
+        assert kind(only(None).check(scope(path), 0.0)) == "allowed"
+    for path in ("/v1/hooks/other", "/version", "/v2", "/v1/models/m/ping"):
+        assert kind(only(None).check(scope(path), 0.0)) == "not-authenticated"
+
+
 def test_every_route_of_the_application_is_declared() -> None:
     paths = get_openapi(title="", version="", routes=create_app().routes)["paths"]
     assert not [path for path in paths if need_of(path.replace("{model}", "m")).kind == "unknown"]

@@ -13,8 +13,8 @@ from hypothesis.errors import Unsatisfiable
 from mlplatform import access_keys
 from mlplatform.access_keys import AccessKeys
 from serving_app.main import create_app
+from serving_app.openapi import build_openapi
 from serving_app.router import ModelRouter
-from serving_app.schemas import build_openapi
 
 schemathesis = pytest.importorskip("schemathesis")
 
@@ -74,9 +74,9 @@ def test_a_service_that_asks_for_keys_keeps_to_its_document_towards_strangers(st
     (tmp_path / "serving").mkdir()
     access_keys.write(tmp_path / access_keys.KEYS_FILE, AccessKeys())
     document = build_openapi(create_app(), ModelRouter(), rows_limit=10)
-    client = start(wait=False, serving_auth="keys")
+    client = start(wait=False, serving_auth="keys", serving_webhook_secret="s")
     deadline = time.monotonic() + 10
     while client.get("/health/ready").status_code != 200:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert set(ask_everything(client, document, examples=5)) == {200, 401}  # health, and all the rest
+    assert set(ask_everything(client, document, examples=5)) == {200, 401}  # health, and all the rest (the webhook asks for a signature)

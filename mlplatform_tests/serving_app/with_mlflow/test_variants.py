@@ -92,6 +92,36 @@ def test_a_canary_answers_its_entities_and_keeps_them_when_it_grows(mlflow, regi
     assert {ask(client, "grows", i) for i in wanted} == {("champion", first)}
 
 
+def test_every_protocol_gives_an_entity_the_same_variant_and_a_named_version_overrides_it(mlflow, registered, open_service) -> None:
+    first, second = registered("spoken", 2)
+    mlflow.alias("spoken", second, CANARY)
+    mlflow.tag("spoken", TRAFFIC_TAG, HALF.canonical_json())
+    client = open_service(mlflow_url=mlflow.url, serving_models="spoken", serving_poll_s=60)
+    eventually(lambda: "canary" in variants(client, "spoken"))
+    found = {i: ask(client, "spoken", i) for i in range(1, 20)}
+    assert set(found.values()) == {("champion", first), ("canary", second)}
+    kinds = {
+        "shop": "BYTES",
+        "customer": "INT64",
+        "placed_at": "BYTES",
+        "price": "FP64",
+        "items": "INT64",
+        "channel": "BYTES",
+        "age": "INT64",
+    }
+    for customer, (variant, version) in found.items():
+        row = ROW | {"customer": customer}
+        told = client.post("/v1/models/spoken/invocations", json={"dataframe_records": [row]}).json()
+        assert (told["variant"], told["model_version"]) == (variant, version)
+        body = {"inputs": [{"name": name, "shape": [1], "datatype": kinds[name], "data": [value]} for name, value in row.items()]}
+        told = client.post("/v2/models/spoken/infer", json=body).json()
+        assert (told["parameters"]["variant"], told["model_version"]) == (variant, str(version))
+        for named in (first, second):
+            told = client.post(f"/v2/models/spoken/versions/{named}/infer", json=body).json()
+            assert (told["parameters"]["variant"], told["model_version"]) == ("pinned", str(named))
+    assert client.get("/v2/models/spoken").json()["versions"] == [str(first), str(second)]
+
+
 def test_a_promoted_canary_takes_over_without_being_loaded_again(mlflow, registered, open_service, notify, monkeypatch) -> None:
     loads: list[int] = []
     real = serving_app.model_loader.load_model
