@@ -7,7 +7,7 @@ from typing import Any
 
 from serving_app.batcher import Scored
 from serving_app.inputs import ParsedInputs
-from serving_app.prediction_log import LogEntry
+from serving_app.log_entry import LogEntry
 from serving_app.router import Choice
 
 

@@ -27,6 +27,7 @@ from serving_app.deps import Serving
 from serving_app.device import pick_device
 from serving_app.feature_cache import FeatureCache
 from serving_app.hot import HotRoute
+from serving_app.log_spill import Spill
 from serving_app.logs import configure_logs
 from serving_app.metrics import Metrics
 from serving_app.middleware import RequestContext
@@ -121,7 +122,8 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack, protection: P
         if settings.registry_url
         else None
     )
-    prediction_log = PredictionLog(log_pipe, settings.serving_log_queue)
+    spill = Spill(settings.log_spill, settings.serving_log_spill_bytes) if settings.serving_log_spill_bytes else None
+    prediction_log = PredictionLog(log_pipe, settings.serving_log_queue, spill)
     metrics.watch_log(prediction_log.counts)
     prediction_log.start()
     stack.push_async_callback(prediction_log.close, settings.serving_drain_s)

@@ -24,9 +24,9 @@ from prometheus_client.registry import Collector
 
 from serving_app.batcher import Scored
 from serving_app.inputs import ParsedInputs
+from serving_app.log_entry import LogEntry
 from serving_app.log_records import log_entry
 from serving_app.model_handle import ModelHandle, VersionRef
-from serving_app.prediction_log import LogEntry
 from serving_app.router import Choice, ModelRouter
 from serving_app.traffic import Draw
 

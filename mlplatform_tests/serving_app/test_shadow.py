@@ -20,7 +20,7 @@ import xgboost as xgb
 from mlplatform.contracts import PredictionRecord, TrafficRules, prediction_stream, source_hash
 from serving_app.batcher import Scored
 from serving_app.features import Assembled
-from serving_app.prediction_log import LogEntry
+from serving_app.log_entry import LogEntry
 from serving_app.router import ModelRouter, Slot
 from serving_app.shadow import Shadow, ShadowBudget
 

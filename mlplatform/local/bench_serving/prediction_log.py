@@ -45,9 +45,9 @@ def read_counts(port: int) -> dict[str, int]:
 
 
 def drained(port: int) -> dict[str, int]:
-    """The counters once nothing is queued, or as they are after a minute."""
+    """The counters once nothing is queued or on disk, or as they are after a minute."""
     deadline = time.monotonic() + _DRAIN_S
-    while (counts := read_counts(port)).get("queued", 0) and time.monotonic() < deadline:
+    while (counts := read_counts(port))["queued"] + counts["spilled"] and time.monotonic() < deadline:
         time.sleep(0.05)
     return counts
 
