@@ -5,7 +5,7 @@ back (`prediction_log`), what a file holds (`log_frames`). Everything here block
 
 `<root>/<process>/00000001.log, …, 00000007.part`: the `.part` is being written; at `SEGMENT_BYTES` it is synced to the device and
 renamed to `.log`. So a killed process loses nothing that was written here; a machine without power may lose the `.part`. A segment
-is deleted once its last frame was taken, and the next one asked for; a process that dies before leaves it to be read once more.
+is deleted once its last frame was taken, and more asked for; a process that dies before leaves it to be read once more.
 
 Who owns a folder holds the lock (flock) on its file `lock`, and the kernel lets go of it however the process ends. Folders are made,
 taken over and removed under the lock of `<root>/lock`, so no two processes take the same one.
@@ -40,6 +40,16 @@ class _Folder:
     left: deque[Path]
 
 
+@dataclass
+class _Segment:
+    """A file that is being read; it is the first of its folder's `left` until it is finished."""
+
+    folder: _Folder
+    path: Path
+    size: int
+    pieces: Iterator[Frame | Damage]
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """A frame on its way back. `own`: this process wrote it."""
@@ -60,7 +70,7 @@ class Spill:
         self._size = 0
         self._number = 0
         self._records: dict[Path, int] = {}  # in each own segment, those that were taken again left out
-        self._reading: Iterator[Taken] | None = None
+        self._reading: _Segment | None = None
         # Read by the event loop, written by the thread: whole numbers, each right by itself.
         self.bytes = 0
         self.damaged = 0  # pieces of files that could not be read
@@ -86,18 +96,23 @@ class Spill:
         if self._size >= SEGMENT_BYTES:
             self._seal()
 
-    def take(self) -> Taken | None:
-        """The next frame: of ended processes first, each process's in the order they were written. None where there is none.
+    def take(self, records: int) -> list[Taken]:
+        """The next frames, of one segment, until they hold so many records: of ended processes first, each process's in the order
+        they were written. Empty where there are none.
 
-        With it the caller says that the one before is safe: a segment is deleted when the frame behind its last one is asked for.
+        With it the caller says that those before are safe: a segment is deleted when more is asked for than it has.
         """
         while True:
             if self._reading is None:
                 self._reading = self._next_segment()
             if self._reading is None:
-                return None
-            if (taken := next(self._reading, None)) is not None:
-                return taken
+                return []
+            found: list[Taken] = []
+            while sum(len(taken.frame.records) for taken in found) < records and (frame := self._next_frame(self._reading)) is not None:
+                found.append(Taken(frame, self._reading.folder is self._own))
+            if found:
+                return found
+            self._finish(self._reading)
             self._reading = None
 
     def adopt(self) -> None:
@@ -166,45 +181,52 @@ class Spill:
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
-    def _next_segment(self) -> Iterator[Taken] | None:
+    def _next_segment(self) -> _Segment | None:
         while self._adopted:
             folder = self._adopted[0]
-            if folder.left:
-                return self._read(folder, folder.left[0])
+            if (segment := self._first(folder)) is not None:
+                return segment
             self._remove(folder)
             self._adopted.popleft()
         if self._own is None:
             return None
         if not self._own.left:
             self._seal()
-        return self._read(self._own, self._own.left[0]) if self._own.left else None
+        return self._first(self._own)
 
-    def _read(self, folder: _Folder, path: Path) -> Iterator[Taken]:
-        """The segment's frames; then it is gone. One that the disk does not give stays where it is, for somebody to look at."""
-        own = folder is self._own
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            log.error("prediction_log_segment_unreadable", segment=str(path), error=str(error))
-            self.damaged += 1
-            self.lost += self._records.pop(path, 0)
-            folder.left.popleft()
-            return
-        for piece in decode(data):
-            if isinstance(piece, Damage):
+    def _first(self, folder: _Folder) -> _Segment | None:
+        """The folder's oldest segment. One that the disk does not give stays where it is, for somebody to look at."""
+        while folder.left:
+            path = folder.left[0]
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                log.error("prediction_log_segment_unreadable", segment=str(path), error=str(error))
                 self.damaged += 1
-                log.error("prediction_log_damaged", segment=str(path), start=piece.start, end=piece.end, bytes=len(data))
+                self.lost += self._records.pop(path, 0)
+                folder.left.popleft()
                 continue
-            if own:
-                self._records[path] -= len(piece.records)
-            yield Taken(piece, own)
-        self.lost += self._records.pop(path, 0)
+            return _Segment(folder, path, len(data), decode(data))
+        return None
+
+    def _next_frame(self, segment: _Segment) -> Frame | None:
+        for piece in segment.pieces:
+            if isinstance(piece, Frame):
+                if segment.path in self._records:
+                    self._records[segment.path] -= len(piece.records)
+                return piece
+            self.damaged += 1
+            log.error("prediction_log_damaged", segment=str(segment.path), start=piece.start, end=piece.end, bytes=segment.size)
+        return None
+
+    def _finish(self, segment: _Segment) -> None:
+        self.lost += self._records.pop(segment.path, 0)
         try:
-            path.unlink()
+            segment.path.unlink()
         except OSError as error:
-            log.warning("prediction_log_segment_stays", segment=str(path), error=str(error))
-        folder.left.popleft()
-        self.bytes -= len(data)
+            log.warning("prediction_log_segment_stays", segment=str(segment.path), error=str(error))
+        segment.folder.left.popleft()
+        self.bytes -= segment.size
 
     def _remove(self, folder: _Folder) -> None:
         """An empty folder; one with files that could not be read stays, and stays locked as long as this process lives."""

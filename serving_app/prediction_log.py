@@ -40,7 +40,7 @@ _LONGEST_PAUSE_S = 5.0
 _MOMENT_S = 1.0  # a stream that fails for longer is away
 _STEP_S = 0.1  # how often a write under way is looked at
 _DISK_PAUSE_S = 5.0  # after the disk has refused
-_REST = 4  # times as long as a replayed frame took, for the requests
+_REST = 4  # times as long as replaying a batch took, for the requests
 _LOOK_S = 30.0  # between looks for what ended processes left
 _DISK_STOP_S = 5.0  # beyond its time limit, a shutdown waits so long for a disk that hangs
 
@@ -287,9 +287,9 @@ class PredictionLog:
                 await self._adopt(spill)
                 look_at = time.monotonic() + _LOOK_S
             self._spilt.clear()
-            taken = await self._on_disk(spill.take)
+            taken = await self._on_disk(spill.take, _BATCH)
             self._count_lost(spill)
-            if taken is not None:
+            if taken:
                 await self._replay(taken)
                 continue
             await _soon(self._spilt, look_at - time.monotonic())
@@ -300,28 +300,27 @@ class PredictionLog:
         except OSError as error:
             log.warning("prediction_log_adopts_none", error=str(error))
 
-    async def _replay(self, taken: Taken) -> None:
-        """Tries until the frame is in the stream."""
+    async def _replay(self, taken: list[Taken]) -> None:
+        """Tries until the frames are in the stream."""
         while True:
             # New records first, where the stream takes any: they have no other place than memory.
             while not self._sink.away and self.queued > self._high_water // 2:
                 await asyncio.sleep(_STEP_S)
             began = time.monotonic()
             try:
-                await self._write([taken.frame])
+                await self._write([one.frame for one in taken])
             except _FAULTS as error:
                 self._sink.failed(began, error)
                 await asyncio.sleep(self._sink.pause_s)
                 continue
             self._sink.worked()
-            records = len(taken.frame.records)
+            own = sum(len(one.frame.records) for one in taken if one.own)
+            records = sum(len(one.frame.records) for one in taken)
             self.replayed += records
-            if taken.own:
-                self.spilled -= records
-                self.written += records
-            else:
-                self.adopted += records
-            await asyncio.sleep(_REST * (time.monotonic() - began))
+            self.spilled -= own
+            self.written += own
+            self.adopted += records - own
+            await asyncio.sleep(min(_STEP_S, _REST * (time.monotonic() - began)))
             return
 
     def _count_lost(self, spill: Spill) -> None:

@@ -25,8 +25,8 @@ def files(root: Path) -> list[str]:
 
 def all_of(spill: Spill) -> list[tuple[Frame, bool]]:
     found = []
-    while (taken := spill.take()) is not None:
-        found.append((taken.frame, taken.own))
+    while taken := spill.take(5):
+        found += [(one.frame, one.own) for one in taken]
     return found
 
 
@@ -47,9 +47,8 @@ def test_frames_come_back_in_order_and_then_no_file_is_left(tmp_path, monkeypatc
 def test_more_may_be_written_while_what_is_there_is_read(tmp_path) -> None:
     spill = Spill(tmp_path, LARGE)
     spill.append([frame(1), frame(2)])
-    first = spill.take()
+    [first] = spill.take(1)
     spill.append([frame(3)])
-    assert first is not None
     assert [first.frame, *(f for f, _ in all_of(spill))] == [frame(1), frame(2), frame(3)]
 
 
@@ -69,20 +68,29 @@ def test_the_folder_of_a_process_that_lives_is_left_alone_and_that_of_one_that_e
     first, second, third = (Spill(tmp_path, LARGE) for _ in range(3))
     first.append([frame(1)])
     second.adopt()
-    assert second.take() is None
+    assert second.take(1) == []
     first.close()
     second.adopt()
     third.adopt()
     second.adopt()
     assert all_of(second) == [(frame(1), False)]
-    assert third.take() is None
+    assert third.take(1) == []
     assert files(tmp_path) == ["lock"]
+
+
+def test_a_segment_stays_until_more_is_asked_for_than_it_has(tmp_path) -> None:
+    spill = Spill(tmp_path, LARGE)
+    spill.append([frame(1), frame(2)])
+    assert len(spill.take(100)) == 2
+    assert len(list(tmp_path.rglob("*.log"))) == 1
+    assert spill.take(100) == []
+    assert not list(tmp_path.rglob("*.log"))
 
 
 def test_what_was_read_in_part_is_read_again_by_the_next(tmp_path) -> None:
     first, second = Spill(tmp_path, LARGE), Spill(tmp_path, LARGE)
     first.append([frame(1), frame(2)])
-    assert first.take() is not None
+    assert len(first.take(1)) == 1
     first.close()
     second.adopt()
     assert [f for f, _ in all_of(second)] == [frame(1), frame(2)]
@@ -95,8 +103,9 @@ from pathlib import Path
 from serving_app.log_spill import Spill
 spill = Spill(Path(sys.argv[1]), 1 << 30)
 spill.adopt()
-while (taken := spill.take()) is not None:
-    print(taken.frame.records[0].decode())
+while taken := spill.take(1):
+    for one in taken:
+        print(one.frame.records[0].decode())
 spill.close()
 """
     for number in range(20):
@@ -175,5 +184,5 @@ def test_where_no_folder_can_be_made_it_says_so_and_nothing_is_adopted(tmp_path)
     with pytest.raises(OSError, match="exists"):
         spill.append([frame(1)])
     spill.adopt()
-    assert spill.take() is None
+    assert spill.take(1) == []
     spill.close()
