@@ -4,7 +4,7 @@ Belongs here: what all rows share and what each has, and the JSON of both. Does 
 the way to the stream (`prediction_log`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ import orjson
 class LogEntry:
     """One request's records on their way, with the fields of `contracts.PredictionRecord`: those all share, and each row's.
 
-    `rows` one mapping for each row; `inputs` as received; `features` float64 of shape (rows, features).
+    `rows` one mapping for each row; `inputs` as received; `features` float64 of shape (rows, features); `given` the names of those
+    that stood in the request, for each row.
     """
 
     model: str
@@ -25,17 +26,20 @@ class LogEntry:
     rows: Sequence[dict[str, Any]]
     inputs: Sequence[dict[str, Any]]
     features: npt.NDArray[np.float64]
+    given: Sequence[tuple[str, ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def part(self, start: int, end: int) -> "LogEntry":
-        return LogEntry(self.model, self.common, self.rows[start:end], self.inputs[start:end], self.features[start:end])
+        given = None if self.given is None else self.given[start:end]
+        return LogEntry(self.model, self.common, self.rows[start:end], self.inputs[start:end], self.features[start:end], given)
 
-    def records(self) -> list[bytes]:
-        """Each row's record as JSON. orjson writes NaN as null, which is what PredictionRecord.features wants."""
-        shared = orjson.dumps(self.common)[:-1] + b","
+    def records(self, stamp: Mapping[str, Any]) -> list[bytes]:
+        """Each row's record as JSON, with the fields of `stamp`. orjson writes NaN as null, as PredictionRecord.features wants."""
+        shared = orjson.dumps({**stamp, **self.common})[:-1] + b","
+        rows = self.rows if self.given is None else [{**row, "given": given} for row, given in zip(self.rows, self.given, strict=True)]
         return [
-            shared + orjson.dumps({**row, "inputs": given, "features": values}, option=orjson.OPT_SERIALIZE_NUMPY)[1:]
-            for row, given, values in zip(self.rows, self.inputs, self.features, strict=True)
+            shared + orjson.dumps({**row, "inputs": received, "features": values}, option=orjson.OPT_SERIALIZE_NUMPY)[1:]
+            for row, received, values in zip(rows, self.inputs, self.features, strict=True)
         ]

@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 from starlette.types import Receive, Scope, Send
 
 from mlplatform.clock import Clock, clock_from
+from mlplatform.code_version import code_name
 from mlplatform.feature_store.commands import AsyncClient, open_async_client
 from mlplatform.feature_store.pipe import Pipe
 from serving_app.batcher import Batcher
@@ -47,6 +48,7 @@ from serving_app.settings import ServingSettings
 from serving_app.shadow import Shadow, ShadowBudget, Submit
 
 _LOG_TIMEOUT_S = 5.0  # nobody waits for it; a write given up too early is written twice
+_CODE = ("serving_app", "feature_definitions", "mlplatform.contracts", "mlplatform.clock", "mlplatform.feature_store")
 _TITLE = "Prediction service"
 _DESCRIPTION = "Answers with the model version that carries the alias `production`, features read from the online store."
 
@@ -123,7 +125,8 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack, protection: P
         else None
     )
     spill = Spill(settings.log_spill, settings.serving_log_spill_bytes) if settings.serving_log_spill_bytes else None
-    prediction_log = PredictionLog(log_pipe, settings.serving_log_queue, spill)
+    stamp = {"code_version": code_name(settings.code_version, _CODE)}
+    prediction_log = PredictionLog(log_pipe, settings.serving_log_queue, spill, stamp)
     metrics.watch_log(prediction_log.counts)
     prediction_log.start()
     stack.push_async_callback(prediction_log.close, settings.serving_drain_s)
@@ -144,7 +147,7 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack, protection: P
         stack.push_async_callback(_cancel, asyncio.create_task(work))
     quotas = await stack.enter_async_context(_redis(settings, settings.serving_redis_timeout_s))
     await stack.enter_async_context(protection.open(settings, quotas, metrics.registry))
-    log.info("service_started", device=device, models=settings.serving_models or "all with the alias production")
+    log.info("service_started", device=device, **stamp, models=settings.serving_models or "all with the alias production")
     return Serving(settings, clock, device, online, router, watcher, batcher, predictor, prediction_log, metrics, shadow)
 
 

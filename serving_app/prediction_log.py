@@ -20,10 +20,10 @@ it has read in part. `request_id`, `input_index` and `variant` identify it.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from redis.exceptions import RedisError
@@ -44,6 +44,7 @@ _REST = 4  # times as long as replaying a batch took, for the requests
 _LOOK_S = 30.0  # between looks for what ended processes left
 _DISK_STOP_S = 5.0  # beyond its time limit, a shutdown waits so long for a disk that hangs
 
+_NOTHING: Mapping[str, Any] = {}
 _T = TypeVar("_T")
 _FAULTS = (RedisError, OSError, TimeoutError)
 
@@ -77,8 +78,10 @@ class _Sink:
 class PredictionLog:
     """Used from one event loop. `offer` never waits. Without a `spill` nothing goes to disk."""
 
-    def __init__(self, redis: Pipe, capacity: int, spill: Spill | None = None) -> None:
+    def __init__(self, redis: Pipe, capacity: int, spill: Spill | None = None, stamp: Mapping[str, Any] = _NOTHING) -> None:
+        """`stamp`: fields that stand in every record of this process."""
         self._redis = redis
+        self._stamp = stamp
         self._streams: dict[str, str] = {}
         self._capacity = capacity
         self._high_water = capacity // 2
@@ -205,7 +208,7 @@ class PredictionLog:
         """Writes the batch, or puts it back and waits a little. What cannot wait goes to disk meanwhile."""
         began = time.monotonic()
         records = sum(map(len, batch))
-        writing = asyncio.ensure_future(self._write(_frames(batch)))
+        writing = asyncio.ensure_future(self._write(self._frames(batch)))
         try:
             while not writing.done():
                 await asyncio.wait({writing}, timeout=_STEP_S)
@@ -265,7 +268,7 @@ class PredictionLog:
         if self._spill is None or self._disk_refuses:
             return False
         try:
-            await self._on_disk(self._spill.append, _frames(batch))
+            await self._on_disk(self._spill.append, self._frames(batch))
         except OSError as error:
             if not self._disk_refuses_until:
                 log.error("prediction_log_disk_refuses", error=str(error))
@@ -328,6 +331,13 @@ class PredictionLog:
         self.spilled -= lost
         self.dropped += lost
 
+    def _frames(self, batch: Sequence[LogEntry]) -> list[Frame]:
+        """The batch's records by model, in their order."""
+        records: dict[str, list[bytes]] = {}
+        for entry in batch:
+            records.setdefault(entry.model, []).extend(entry.records(self._stamp))
+        return [Frame(model, found) for model, found in records.items()]
+
     async def _on_disk(self, function: Callable[..., _T], *arguments: object) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, function, *arguments)
 
@@ -337,11 +347,3 @@ async def _soon(event: asyncio.Event, timeout_s: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             await event.wait()
-
-
-def _frames(batch: Sequence[LogEntry]) -> list[Frame]:
-    """The batch's records by model, in their order."""
-    records: dict[str, list[bytes]] = {}
-    for entry in batch:
-        records.setdefault(entry.model, []).extend(entry.records())
-    return [Frame(model, found) for model, found in records.items()]

@@ -31,6 +31,7 @@ class ServingSettings(BaseSettings):
     profile: Literal["local", "production"] = Field("local", description="production refuses unsafe defaults")
     home: Path = Field(Path(".mlplatform"), description="Verified models are kept under HOME/serving/models")
     clock: str = Field("system", description="'system', or the file of a simulated clock (local profile only)")
+    code_version: str = Field("", description="Commit the code was built from, where there is no git checkout (an image)")
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
         description="Prediction log and notifications; the online store too, unless ONLINE_URL is set",

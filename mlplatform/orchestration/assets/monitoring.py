@@ -4,8 +4,8 @@ Belongs here: which tables each reads and writes, and what an analyst sees. Does
 (`skew`).
 """
 
-from collections.abc import Callable, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Collection, Sequence
+from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,6 @@ DRAIN_BATCH = 100_000
 REPORTED_DAYS = timedelta(days=28)
 DRIFT_WINDOW = timedelta(days=7)
 _APPLICATION = "prediction_log"
-_RETRIES_WITHIN = timedelta(days=2)
 
 
 def monitoring_assets(spec: ModelSpec) -> Sequence[dg.AssetsDefinition]:
@@ -116,12 +115,12 @@ def drain_log(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any]:
                 received_at=clients.clock.now(),
                 after=after,
                 set_aside_after=aside_after,
-                known=_recent_requests(clients, spec),
+                stored=partial(_stored_keys, clients, spec),
             )
             number = log.position(drained.last_stream_id or "0-0")
             # The set-aside entries first: the next read starts after the predictions' position.
             for table, rows in ((aside, drained.set_aside), (key, drained.predictions)):
-                lake.append(table, rows, transaction=(_APPLICATION, number), metadata={"run_id": run_id})
+                lake.append(table, rows, transaction=(_APPLICATION, number), metadata={"run_id": run_id}, widen=True)
             written, set_aside, repeated = (
                 written + drained.predictions.height,
                 set_aside + drained.set_aside.height,
@@ -145,13 +144,12 @@ def _trim(stream: StreamClient, spec: ModelSpec, stored: int) -> None:
         stream.trim_through(prediction_stream(spec.name), log.stream_id_at(stored - 1))
 
 
-def _recent_requests(clients: Clients, spec: ModelSpec) -> set[tuple[str, int, str]]:
+def _stored_keys(clients: Clients, spec: ModelSpec, days: Collection[date]) -> set[log.Key]:
     key = ("predictions", spec.name)
     if not clients.lake.exists(key):
         return set()
-    now = clients.clock.now()
-    days = DayRange((now - _RETRIES_WITHIN).date(), now.date())
-    return set(clients.lake.scan(key, days).select("request_id", "input_index", "variant").collect().iter_rows())
+    rows = clients.lake.scan(key).filter(pl.col(DAY).is_in(list(days)))
+    return set(rows.select("request_id", "input_index", "variant").collect().iter_rows())
 
 
 def join_labels(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any]:
@@ -168,7 +166,7 @@ def join_labels(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any
     changed = outcomes.days_to_rewrite(fresh, stored)
     if changed:
         span = DayRange(changed[0], changed[-1])
-        lake.replace(key, fresh.filter(pl.col(DAY).is_between(span.first, span.last)), span, {"run_id": run_id})
+        lake.replace(key, fresh.filter(pl.col(DAY).is_between(span.first, span.last)), span, {"run_id": run_id}, widen=True)
     elif not lake.exists(key):
         lake.append(key, fresh, metadata={"run_id": run_id})
     states = dict(fresh["state"].value_counts().iter_rows()) if fresh.height else {}
