@@ -21,7 +21,7 @@ from mlplatform.monitoring import drain as log
 from mlplatform.monitoring import drift, outcomes, performance
 from mlplatform.orchestration import policy
 from mlplatform.orchestration.automation import conditions
-from mlplatform.orchestration.drift_inputs import Reference, served_features, training_reference
+from mlplatform.orchestration.drift_inputs import Reference, Served, served_features, training_reference
 from mlplatform.orchestration.joins import model_rows
 from mlplatform.orchestration.metadata import md_table, numbers, picture
 from mlplatform.orchestration.reports import folder, publish
@@ -203,7 +203,8 @@ def report_data_drift(clients: Clients, spec: ModelSpec, run_id: str) -> dict[st
     found = _both_sides(clients, spec)
     if found is None:
         return {"note": "no version serves, or it was asked nothing in the last 7 days: nothing measured"}
-    reference, current = found
+    reference, served = found
+    current = served.read
     html = _report_file(clients, spec, "data_drift", run_id)
     summary = drift.data_drift(
         reference.features,
@@ -214,7 +215,7 @@ def report_data_drift(clients: Clients, spec: ModelSpec, run_id: str) -> dict[st
         categorical=reference.categorical,
         seed=spec.seed,
     )
-    return _drift_metadata(clients, spec, summary, html, run_id)
+    return _drift_metadata(clients, spec, summary, html, run_id) | {"left_out_with_given_features": int(served.given.sum())}
 
 
 def report_prediction_drift(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any]:
@@ -222,19 +223,21 @@ def report_prediction_drift(clients: Clients, spec: ModelSpec, run_id: str) -> d
     found = _both_sides(clients, spec)
     if found is None:
         return {"note": "no version serves, or it was asked nothing in the last 7 days: nothing measured"}
-    reference, current = found
+    reference, served = found
     html = _report_file(clients, spec, "prediction_drift", run_id)
-    summary = drift.prediction_drift(reference.predictions, current["prediction"].to_numpy(), model=spec.name, html=html, seed=spec.seed)
-    return _drift_metadata(clients, spec, summary, html, run_id)
+    summary = drift.prediction_drift(
+        reference.predictions, served.rows["prediction"].to_numpy(), model=spec.name, html=html, seed=spec.seed
+    )
+    return _drift_metadata(clients, spec, summary, html, run_id) | {"with_given_features": int(served.given.sum())}
 
 
-def _both_sides(clients: Clients, spec: ModelSpec) -> tuple[Reference, pl.DataFrame] | None:
+def _both_sides(clients: Clients, spec: ModelSpec) -> tuple[Reference, Served] | None:
     champion = clients.registry.by_alias(spec.name, PRODUCTION)
     if champion is None or not clients.lake.exists(("predictions", spec.name)):
         return None
     now = clients.clock.now()
     current = served_features(clients, spec, DayRange((now - DRIFT_WINDOW).date(), now.date()))
-    if current.is_empty():
+    if current.rows.is_empty():
         return None
     return training_reference(clients, spec, champion), current
 
