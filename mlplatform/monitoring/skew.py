@@ -56,10 +56,11 @@ class Logged:
     given: frozenset[str] = frozenset()  # features that stood in each of these requests: nothing to hold them against
 
     def by_given(self) -> list["Logged"]:
-        """The predictions apart by which features were given. Where none was, and what is unreadable, comes first."""
+        """The predictions apart by which features were given; what is unreadable stands with those where none was."""
         sets = [frozenset(names) for names in given(self.predictions)]
         parts = []
-        for names in dict.fromkeys([frozenset[str](), *sets]):
+        none = [] if sets and self.unreadable.is_empty() else [frozenset[str]()]
+        for names in dict.fromkeys([*none, *sets]):
             rows = pl.Series([found == names for found in sets], dtype=pl.Boolean)
             unreadable = self.unreadable.clear() if names else self.unreadable
             side = (self.predictions.filter(rows), self.inputs.filter(rows), self.matrix[rows.to_numpy()], unreadable)
