@@ -9,7 +9,9 @@ import pytest
 import yaml
 from prometheus_client.metrics_core import Metric
 
+from mlplatform.feature_store.pipe import Pipe
 from serving_app.metrics import Metrics
+from serving_app.prediction_log import PredictionLog
 
 _NAME = re.compile(r"\b(?:mlplatform|envoy)_[a-z_]+")
 _SUFFIXES = {"counter": ("_total", "_created"), "histogram": ("_bucket", "_sum", "_count", "_created"), "gauge": ("",)}
@@ -17,7 +19,7 @@ _SUFFIXES = {"counter": ("_total", "_created"), "histogram": ("_bucket", "_sum",
 
 def families() -> Iterator[Metric]:
     metrics = Metrics()
-    metrics.watch_log(lambda: dict.fromkeys(("accepted", "written", "dropped", "queued"), 0))
+    metrics.watch_log(PredictionLog(Pipe("redis://127.0.0.1", timeout_s=1), capacity=1).counts)
     return iter(metrics.registry.collect())
 
 
