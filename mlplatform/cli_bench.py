@@ -61,23 +61,32 @@ def bench_serving(
     peers: Annotated[
         str, typer.Option(help="Comma-separated: mlserver, tutorial, fastapi-hello, uvicorn-hello, mlflow-serve; or 'none'.")
     ] = "",
-    cases: Annotated[str, typer.Option(help="Comma-separated loads: rows x connections, and an open loop.")] = "1x1,1x16,1x64,100x64,open",
-    seconds: Annotated[float, typer.Option(min=1, help="Of each measurement.")] = 3.0,
+    cases: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated of 1x1,1x16,1x64,100x64 (rows x connections) and open; empty: all, with --sink-dead 1x64 and open."
+        ),
+    ] = "",
+    seconds: Annotated[float, typer.Option(min=0, help="Of each measurement; 0: 3, with --sink-dead 60.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of every service; medians are of these.")] = 3,
     scale: Annotated[bool, typer.Option(help="Two processes beside one, where there are four cores.")] = True,
     check: Annotated[bool, typer.Option("--check", help="Only compare answers with Booster.predict, bit by bit.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Only sample the service under the first load.")] = False,
+    sink_dead: Annotated[bool, typer.Option("--sink-dead", help="Only what requests notice of a log whose Redis hangs.")] = False,
     home: Home = HERE,
     as_json: AsJson = False,
 ) -> None:
     """The prediction service under load, beside its peers: throughput, latency, CPU and memory. Needs wrk (`make bench-tools`)."""
     from mlplatform.local.bench_serving import run
+    from mlplatform.local.bench_serving import sink_dead as dead
+    from mlplatform.local.bench_serving.cases import CASES
     from mlplatform.local.bench_serving.world import MODEL
 
     chosen = None if not peers else () if peers == "none" else _names(peers)
     served = home if model else None
-    options = run.Options(home / "bench", model or MODEL, served, chosen, _names(cases), seconds, rounds, scale)
-    command = run.run_check if check else run.run_profile if profile else run.run_bench_serving
+    loads, length = (dead.LOADS, dead.SECONDS) if sink_dead else (tuple(CASES), 3.0)
+    options = run.Options(home / "bench", model or MODEL, served, chosen, _names(cases) or loads, seconds or length, rounds, scale)
+    command = run.run_check if check else run.run_profile if profile else dead.run_sink_dead if sink_dead else run.run_bench_serving
     raise typer.Exit(command(options, as_json))
 
 

@@ -204,3 +204,6 @@ class PredictionRecord(_Frozen):
     prediction: float
     latency_ms: float
     contract_digest: str
+    # Features that stood in the request: they were neither read nor computed.
+    given: tuple[str, ...] = ()
+    code_version: str | None = None  # of the service, as `mlplatform.code_version` names it; None: logged before records said it

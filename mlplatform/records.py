@@ -198,7 +198,8 @@ class SkewSummary:
     """Logged predictions of a window, rebuilt from the tables and compared bit by bit.
 
     `predictions` fall into the window, `compared` of them were rebuilt, `mismatched` have a fault. `kinds` counts predictions
-    per named fault (one may have several). `by_source` has a mapping per view and function (with its lag), `by_feature` one
+    per named fault (one may have several). `given` of the compared had features in the request, which are compared with nothing.
+    `by_source` has a mapping per view and function (with its lag), `by_feature` one
     per model input. `unresolved` says what could not be rebuilt at all, and why.
     """
 
@@ -213,6 +214,7 @@ class SkewSummary:
     by_feature: tuple[Mapping[str, Any], ...] = ()
     examples: tuple[Mapping[str, Any], ...] = ()
     unresolved: tuple[str, ...] = ()
+    given: int = 0
 
     @property
     def rate(self) -> float:
@@ -222,7 +224,8 @@ class SkewSummary:
     def told(self) -> str:
         """In one line: how many differ, and by which faults."""
         kinds = ", ".join(f"{name} {count}" for name, count in self.kinds.items())
-        return f"{self.mismatched:,} of {self.compared:,} predictions differ" + (f" ({kinds})" if kinds else "")
+        given = f"; {self.given:,} had features given in the request, which are compared with nothing" if self.given else ""
+        return f"{self.mismatched:,} of {self.compared:,} predictions differ" + (f" ({kinds})" if kinds else "") + given
 
     @property
     def passed(self) -> bool:

@@ -3,11 +3,15 @@
 Belongs here: the fields of `contracts.PredictionRecord` from a scored request. Does not belong here: the way to the stream.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from serving_app.batcher import Scored
-from serving_app.inputs import ParsedInputs
-from serving_app.prediction_log import LogEntry
+from serving_app.inputs import Given, ParsedInputs
+from serving_app.log_entry import LogEntry
+from serving_app.model_handle import ModelHandle
 from serving_app.router import Choice
 
 
@@ -25,4 +29,12 @@ def log_entry(
         "contract_digest": handle.digest,
         "latency_ms": round(latency_ms, 3),
     }
-    return LogEntry(handle.name, common, rows, parsed.received, scored.matrix)
+    return LogEntry(handle.name, common, rows, parsed.received, scored.matrix, given_features(handle, parsed.given))
+
+
+def given_features(handle: ModelHandle, given: Given | None) -> Sequence[tuple[str, ...]] | None:
+    """For each row the names of the features that stood in the request; None where no row brought any."""
+    if given is None:
+        return None
+    names = handle.contract.features
+    return [tuple(names[i].name for i in np.flatnonzero(row)) for row in given.mask]

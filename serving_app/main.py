@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 from starlette.types import Receive, Scope, Send
 
 from mlplatform.clock import Clock, clock_from
+from mlplatform.code_version import code_name
 from mlplatform.feature_store.commands import AsyncClient, open_async_client
 from mlplatform.feature_store.pipe import Pipe
 from serving_app.batcher import Batcher
@@ -29,6 +30,7 @@ from serving_app.drain import Drain
 from serving_app.explainer import Explainer
 from serving_app.feature_cache import FeatureCache
 from serving_app.hot import HotRoute
+from serving_app.log_spill import Spill
 from serving_app.logs import configure_logs
 from serving_app.metrics import Metrics
 from serving_app.middleware import RequestContext
@@ -51,6 +53,7 @@ from serving_app.state_metrics import PartsCollector
 from serving_app.traces import Traces
 
 _LOG_TIMEOUT_S = 5.0  # nobody waits for it; a write given up too early is written twice
+_CODE = ("serving_app", "feature_definitions", "mlplatform.contracts", "mlplatform.clock", "mlplatform.feature_store")
 _TITLE = "Prediction service"
 _DESCRIPTION = "Answers with the model version that carries the alias `production`, features read from the online store."
 
@@ -143,7 +146,9 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack, around: _Arou
         if settings.registry_url
         else None
     )
-    prediction_log = PredictionLog(log_pipe, settings.serving_log_queue)
+    spill = Spill(settings.log_spill, settings.serving_log_spill_bytes) if settings.serving_log_spill_bytes else None
+    stamp = {"code_version": code_name(settings.code_version, _CODE)}
+    prediction_log = PredictionLog(log_pipe, settings.serving_log_queue, spill, stamp)
     metrics.watch_log(prediction_log.counts)
     prediction_log.start()
     stack.push_async_callback(prediction_log.close, settings.serving_drain_s)
@@ -154,7 +159,7 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack, around: _Arou
     clock = clock_from(settings.clock)
     features = OnlineFeatures(online, _read_limit(settings), settings.serving_fallback, _cache(settings))
     batcher = Batcher(features, clock, metrics)
-    metrics.registry.register(PartsCollector(features, batcher, watcher, registry is not None, settings.code_version))
+    metrics.registry.register(PartsCollector(features, batcher, watcher, registry is not None, stamp["code_version"]))
     budget = ShadowBudget(settings.serving_shadow_queue, settings.serving_shadow_share)
     shadow = Shadow(router, partial(_shadow_scorer, settings, clock), prediction_log.offer, budget)
     metrics.registry.register(shadow)
@@ -167,7 +172,7 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack, around: _Arou
         stack.push_async_callback(_cancel, asyncio.create_task(work))
     quotas = await stack.enter_async_context(_redis(settings, settings.serving_redis_timeout_s))
     await stack.enter_async_context(around.protection.open(settings, quotas, metrics.registry))
-    log.info("service_started", device=device, models=settings.serving_models or "all with the alias production")
+    log.info("service_started", device=device, **stamp, models=settings.serving_models or "all with the alias production")
     return Serving(
         settings, clock, device, online, router, watcher, batcher, predictor, explainer, prediction_log, metrics, shadow, around.drain
     )

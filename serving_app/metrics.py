@@ -18,7 +18,20 @@ _AGES_S = (1, 10, 60, 300, 900, 1800, 3600, 7200, 6 * 3600, 24 * 3600, 3 * 86400
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-_BALANCE = "accepted = written + dropped + queued"
+_BALANCE = "accepted = written + spilled + dropped + queued"
+_LOG_PARTS = {
+    "accepted": ("handed to the log", CounterMetricFamily),
+    "written": ("in their stream", CounterMetricFamily),
+    "dropped": ("lost: neither stream nor disk took them, or a file was damaged", CounterMetricFamily),
+    "spilled": ("on disk now, to be written later", GaugeMetricFamily),
+    "queued": ("in memory", GaugeMetricFamily),
+}
+_LOG_OTHERS = {
+    "replayed": ("Prediction records written to their stream from disk", CounterMetricFamily),
+    "adopted": ("Those of the replayed that a process before this one had accepted", CounterMetricFamily),
+    "damaged": ("Pieces of the log's files that could not be read: torn as a process died, or altered", CounterMetricFamily),
+    "spill_bytes": ("Bytes of prediction records on disk, those of ended processes included", GaugeMetricFamily),
+}
 
 
 class _LogCollector(Collector):
@@ -29,9 +42,10 @@ class _LogCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         counts = self._counts()
-        for name, text in (("accepted", "handed to the log"), ("written", "in their stream"), ("dropped", "lost: queue full, or shutdown")):
-            yield CounterMetricFamily(f"mlplatform_prediction_log_{name}", f"Prediction records {text}; {_BALANCE}", value=counts[name])
-        yield GaugeMetricFamily("mlplatform_prediction_log_queued", f"Prediction records waiting; {_BALANCE}", value=counts["queued"])
+        for name, (text, kind) in _LOG_PARTS.items():
+            yield kind(f"mlplatform_prediction_log_{name}", f"Prediction records {text}; {_BALANCE}", value=counts[name])
+        for name, (text, kind) in _LOG_OTHERS.items():
+            yield kind(f"mlplatform_prediction_log_{name}", text, value=counts[name])
 
 
 class Metrics:

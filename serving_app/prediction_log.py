@@ -1,86 +1,125 @@
-"""The prediction log: every answered input, through a bounded queue, to its model's Redis Stream.
+"""The prediction log: every answered input, through a bounded queue, to its model's Redis Stream; to disk while that is away.
 
-Belongs here: queueing, batched writing, the accounting `accepted = written + dropped + queued`, flushing at shutdown.
-Does not belong here: what a record says, reading the stream (the platform drains it, and trims what it has stored).
+Belongs here: queueing, batched writing, when records go to disk and come back, the accounting, shutdown. Does not belong here: what
+a record says, the files (`log_spill`), reading the stream (the platform drains it, and trims what it has stored).
 
-A write whose answer was lost is tried again, so a record can stand twice in the stream; `request_id` and `input_index`
-identify it. A full queue drops the newest records: a dead stream must never slow down or stop predictions.
+`accepted = written + spilled + dropped + queued` at any moment, each in records this process accepted: in the stream, on disk now, lost,
+in memory. A record that comes back from disk goes from `spilled` to `written`; `replayed` counts those, and those of ended
+processes, which are `adopted` and in none of the four: the process that accepted them has counted them.
+
+A dead stream must never slow down or stop predictions. A write that fails is tried again for a moment; then batches go to disk, and
+what is there is tried instead, so that the oldest records are the first in the stream again. So do batches when half of the queue
+is full, whatever the reason. Where the disk takes none either, the queue fills and the newest records are dropped and counted.
+Records are encoded on the event loop, as they are for the stream; the thread that writes them only does what lets go of the
+interpreter's lock, so spilling costs requests no more than writing does.
+
+A record can stand twice in the stream: a write whose answer was lost is tried again, or goes to disk; a process that dies leaves a file
+it has read in part. `request_id`, `input_index` and `variant` identify it.
 """
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-import orjson
 import structlog
 from redis.exceptions import RedisError
 
 from mlplatform.contracts import prediction_stream
 from mlplatform.feature_store.pipe import Pipe
+from serving_app.log_entry import LogEntry
+from serving_app.log_frames import Frame
+from serving_app.log_spill import Spill, Taken
 
 _BATCH = 500
 _LINGER_S = 0.01  # lets single requests share a write; nobody waits for it
 _LONGEST_PAUSE_S = 5.0
+_MOMENT_S = 1.0  # a stream that fails for longer is away
+_STEP_S = 0.1  # how often a write under way is looked at
+_DISK_PAUSE_S = 5.0  # after the disk has refused
+_REST = 4  # times as long as replaying a batch took, for the requests
+_LOOK_S = 30.0  # between looks for what ended processes left
+_DISK_STOP_S = 5.0  # beyond its time limit, a shutdown waits so long for a disk that hangs
+
+_NOTHING: Mapping[str, Any] = {}
+_T = TypeVar("_T")
+_FAULTS = (RedisError, OSError, TimeoutError)
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class LogEntry:
-    """One request's records on their way, with the fields of `contracts.PredictionRecord`: those all share, and each row's.
+class _Sink:
+    """How the stream has fared lately: whether it fails, since when, and how long to leave it alone."""
 
-    `rows` one mapping for each row; `inputs` as received; `features` float64 of shape (rows, features).
-    """
+    def __init__(self) -> None:
+        self._failing_since: float | None = None
+        self.pause_s = 0.0
 
-    model: str
-    common: dict[str, Any]
-    rows: Sequence[dict[str, Any]]
-    inputs: Sequence[dict[str, Any]]
-    features: npt.NDArray[np.float64]
+    @property
+    def away(self) -> bool:
+        return self._failing_since is not None and time.monotonic() - self._failing_since >= _MOMENT_S
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def failed(self, began: float, error: Exception) -> None:
+        """`began`: when the attempt was made, on the monotonic clock."""
+        if self._failing_since is None:
+            self._failing_since = began
+            log.warning("prediction_log_stalled", error=str(error))
+        self.pause_s = min(_LONGEST_PAUSE_S, max(0.05, self.pause_s * 2))
 
-    def part(self, start: int, end: int) -> "LogEntry":
-        return LogEntry(self.model, self.common, self.rows[start:end], self.inputs[start:end], self.features[start:end])
-
-    def records(self) -> list[bytes]:
-        """Each row's record as JSON. orjson writes NaN as null, which is what PredictionRecord.features wants."""
-        shared = orjson.dumps(self.common)[:-1] + b","
-        return [
-            shared + orjson.dumps({**row, "inputs": given, "features": values}, option=orjson.OPT_SERIALIZE_NUMPY)[1:]
-            for row, given, values in zip(self.rows, self.inputs, self.features, strict=True)
-        ]
+    def worked(self) -> None:
+        if self._failing_since is not None:
+            log.info("prediction_log_resumed", after_s=round(time.monotonic() - self._failing_since, 1))
+        self._failing_since, self.pause_s = None, 0.0
 
 
 class PredictionLog:
-    """Used from one event loop. `offer` never waits."""
+    """Used from one event loop. `offer` never waits. Without a `spill` nothing goes to disk."""
 
-    def __init__(self, redis: Pipe, capacity: int) -> None:
+    def __init__(self, redis: Pipe, capacity: int, spill: Spill | None = None, stamp: Mapping[str, Any] = _NOTHING) -> None:
+        """`stamp`: fields that stand in every record of this process."""
         self._redis = redis
+        self._stamp = stamp
         self._streams: dict[str, str] = {}
         self._capacity = capacity
+        self._high_water = capacity // 2
         self._queue: deque[LogEntry] = deque()
-        self._queued = 0  # records in the queue
-        self._in_flight = 0
         self._wake = asyncio.Event()
-        self._closing = False
-        self._writer: asyncio.Task[None] | None = None
+        self._pressed = asyncio.Event()  # more is queued than may wait
+        self._spilt = asyncio.Event()
+        self._deadline: float | None = None  # set while closing
+        self._sink = _Sink()
+        self._spill = spill
+        self._disk = ThreadPoolExecutor(1, "prediction-log")
+        self._disk_refuses_until = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
         self.accepted = 0
         self.written = 0
+        self.spilled = 0
         self.dropped = 0
+        self.queued = 0  # with those of a batch under way
+        self.replayed = 0
+        self.adopted = 0
 
     def counts(self) -> dict[str, int]:
-        return {"accepted": self.accepted, "written": self.written, "dropped": self.dropped, "queued": self._queued + self._in_flight}
+        return {
+            "accepted": self.accepted,
+            "written": self.written,
+            "spilled": self.spilled,
+            "dropped": self.dropped,
+            "queued": self.queued,
+            "replayed": self.replayed,
+            "adopted": self.adopted,
+            "damaged": self._spill.damaged if self._spill else 0,
+            "spill_bytes": self._spill.bytes if self._spill else 0,
+        }
 
     def offer(self, entry: LogEntry) -> None:
         """Takes what there is room for and counts the rest as dropped."""
         self.accepted += len(entry)
-        room = self._capacity - self._queued - self._in_flight
+        room = self._capacity - self.queued
         if len(entry) > room:
             if not self.dropped:
                 log.warning("prediction_log_full", capacity=self._capacity)
@@ -89,31 +128,41 @@ class PredictionLog:
                 return
             entry = entry.part(0, room)
         self._queue.append(entry)
-        self._queued += len(entry)
+        self.queued += len(entry)
         self._wake.set()
+        if self.queued > self._high_water:
+            self._pressed.set()
 
     def start(self) -> None:
-        self._writer = asyncio.create_task(self._write_forever(), name="prediction-log")
+        self._tasks = [asyncio.create_task(self._write_forever(), name="prediction-log")]
+        if self._spill is not None:
+            self._tasks.append(asyncio.create_task(self._replay_forever(self._spill), name="prediction-log-replay"))
 
     async def close(self, timeout_s: float) -> None:
-        """Writes what is queued, for at most `timeout_s`; what is left then is counted as dropped and logged."""
-        self._closing = True
+        """Writes what is queued, for at most `timeout_s`; what is left then goes to disk, or is counted as dropped and logged."""
+        self._deadline = time.monotonic() + timeout_s
         self._wake.set()
-        if self._writer is not None:
-            _, unfinished = await asyncio.wait({self._writer}, timeout=timeout_s)
-            for task in unfinished:
-                task.cancel()
-            await asyncio.gather(self._writer, return_exceptions=True)
-        left = self._queued + self._in_flight
-        if left:
-            self.dropped += left
+        writer, *replayer = self._tasks
+        for task in replayer:
+            task.cancel()
+        # The writer sees the deadline by itself; it is only stopped where the disk does not answer.
+        _, unfinished = await asyncio.wait({writer}, timeout=timeout_s + _DISK_STOP_S)
+        for task in unfinished:
+            task.cancel()
+        await asyncio.gather(writer, *replayer, return_exceptions=True)
+        if self.queued:
+            log.error("prediction_log_lost_at_shutdown", records=self.queued)
+            self.dropped += self.queued
             self._queue.clear()
-            self._queued = self._in_flight = 0
-            log.error("prediction_log_lost_at_shutdown", records=left)
+            self.queued = 0
+        if self._spill is not None and not unfinished:
+            await self._on_disk(self._spill.close)
+        self._disk.shutdown(wait=not unfinished)
         log.info("prediction_log_closed", **self.counts())
 
+    # --- from the queue to the stream, or to disk ------------------------------------------------------------------
+
     async def _write_forever(self) -> None:
-        pause = 0.0
         while True:
             if not self._queue:
                 if self._closing:
@@ -124,41 +173,85 @@ class PredictionLog:
                     await asyncio.sleep(_LINGER_S)
                 continue
             batch = self._take()
-            try:
-                await self._write(batch)
-            except (RedisError, OSError, TimeoutError) as error:
+            if self._to_disk() and await self._spill_batch(batch):
+                continue
+            if self._late:
                 self._queue.extendleft(reversed(batch))
-                self._queued += self._in_flight
-                self._in_flight = 0
-                if not pause:
-                    log.warning("prediction_log_stalled", error=str(error), queued=self._queued)
-                pause = min(_LONGEST_PAUSE_S, max(0.05, pause * 2))
-                # While closing, every attempt counts: the time left is short.
-                await asyncio.sleep(min(pause, 0.2) if self._closing else pause)
-            else:
-                self.written += self._in_flight
-                self._in_flight = 0
-                if pause:
-                    log.info("prediction_log_resumed", queued=self._queued)
-                pause = 0.0
+                return
+            await self._to_stream(batch)
+
+    @property
+    def _closing(self) -> bool:
+        return self._deadline is not None
+
+    @property
+    def _late(self) -> bool:
+        return self._deadline is not None and time.monotonic() >= self._deadline
+
+    def _to_disk(self) -> bool:
+        return self._sink.away or self._late or self.queued > self._high_water
+
+    @property
+    def _disk_refuses(self) -> bool:
+        return self._spill is None or time.monotonic() < self._disk_refuses_until
 
     def _take(self) -> list[LogEntry]:
-        """The oldest entries, some hundred records of them."""
-        batch: list[LogEntry] = []
-        self._in_flight = 0
-        while self._queue and self._in_flight < _BATCH:
-            entry = self._queue.popleft()
-            batch.append(entry)
-            self._in_flight += len(entry)
-        self._queued -= self._in_flight
+        """The oldest entries, some hundred records of them; they stay counted as queued until they are somewhere else."""
+        batch = [self._queue.popleft()]
+        records = len(batch[0])
+        while self._queue and records + len(self._queue[0]) <= _BATCH:
+            batch.append(self._queue.popleft())
+            records += len(batch[-1])
         return batch
 
-    async def _write(self, batch: list[LogEntry]) -> None:
+    async def _to_stream(self, batch: list[LogEntry]) -> None:
+        """Writes the batch, or puts it back and waits a little. What cannot wait goes to disk meanwhile."""
+        began = time.monotonic()
+        records = sum(map(len, batch))
+        writing = asyncio.ensure_future(self._write(self._frames(batch)))
+        try:
+            while not writing.done():
+                await asyncio.wait({writing}, timeout=_STEP_S)
+                while not writing.done() and self._queue and self.queued > self._high_water:
+                    waiting = self._take()
+                    if not await self._spill_batch(waiting):
+                        self._queue.extendleft(reversed(waiting))
+                        break
+                if self._late:
+                    writing.cancel()
+            await writing
+        except (*_FAULTS, asyncio.CancelledError) as error:
+            self._queue.extendleft(reversed(batch))
+            if isinstance(error, asyncio.CancelledError):
+                if not self._late:
+                    raise
+                return
+            self._sink.failed(began, error)
+            await self._pause()
+        else:
+            self.written += records
+            self.queued -= records
+            self._sink.worked()
+        finally:
+            writing.cancel()
+
+    async def _pause(self) -> None:
+        """As long as the stream is to be left alone, or until the queue is too full to wait, if there is a disk to go to."""
+        # While closing, every attempt counts: the time left is short.
+        pause_s = min(self._sink.pause_s, 0.2) if self._closing else self._sink.pause_s
+        if self._disk_refuses:
+            await asyncio.sleep(pause_s)
+            return
+        self._pressed.clear()
+        if self.queued <= self._high_water:
+            await _soon(self._pressed, pause_s)
+
+    async def _write(self, frames: Sequence[Frame]) -> None:
         # One transaction: a lost connection leaves all of the batch or nothing of it.
         added: list[tuple[str | bytes, ...]] = []
-        for entry in batch:
-            stream = self._stream(entry.model)
-            added += [("XADD", stream, "*", "record", record) for record in entry.records()]
+        for frame in frames:
+            stream = self._stream(frame.model)
+            added += [("XADD", stream, "*", "record", record) for record in frame.records]
         *_, ids = await self._redis.execute([("MULTI",), *added, ("EXEC",)])
         for reply in ids:
             if isinstance(reply, Exception):
@@ -169,3 +262,88 @@ class PredictionLog:
         if name is None:
             name = self._streams[model] = prediction_stream(model)
         return name
+
+    async def _spill_batch(self, batch: list[LogEntry]) -> bool:
+        """Whether the batch is on disk now. One that the disk refuses is the caller's still."""
+        if self._spill is None or self._disk_refuses:
+            return False
+        try:
+            await self._on_disk(self._spill.append, self._frames(batch))
+        except OSError as error:
+            if not self._disk_refuses_until:
+                log.error("prediction_log_disk_refuses", error=str(error))
+            self._disk_refuses_until = time.monotonic() + _DISK_PAUSE_S
+            return False
+        self._disk_refuses_until = 0.0
+        records = sum(map(len, batch))
+        self.queued -= records
+        self.spilled += records
+        self._spilt.set()
+        return True
+
+    # --- from disk to the stream -----------------------------------------------------------------------------------
+
+    async def _replay_forever(self, spill: Spill) -> None:
+        look_at = 0.0
+        while True:
+            if time.monotonic() >= look_at:
+                await self._adopt(spill)
+                look_at = time.monotonic() + _LOOK_S
+            self._spilt.clear()
+            taken = await self._on_disk(spill.take, _BATCH)
+            self._count_lost(spill)
+            if taken:
+                await self._replay(taken)
+                continue
+            await _soon(self._spilt, look_at - time.monotonic())
+
+    async def _adopt(self, spill: Spill) -> None:
+        try:
+            await self._on_disk(spill.adopt)
+        except OSError as error:
+            log.warning("prediction_log_adopts_none", error=str(error))
+
+    async def _replay(self, taken: list[Taken]) -> None:
+        """Tries until the frames are in the stream."""
+        while True:
+            # New records first, where the stream takes any: they have no other place than memory.
+            while not self._sink.away and self.queued > self._high_water // 2:
+                await asyncio.sleep(_STEP_S)
+            began = time.monotonic()
+            try:
+                await self._write([one.frame for one in taken])
+            except _FAULTS as error:
+                self._sink.failed(began, error)
+                await asyncio.sleep(self._sink.pause_s)
+                continue
+            self._sink.worked()
+            own = sum(len(one.frame.records) for one in taken if one.own)
+            records = sum(len(one.frame.records) for one in taken)
+            self.replayed += records
+            self.spilled -= own
+            self.written += own
+            self.adopted += records - own
+            await asyncio.sleep(min(_STEP_S, _REST * (time.monotonic() - began)))
+            return
+
+    def _count_lost(self, spill: Spill) -> None:
+        lost, spill.lost = spill.lost, 0
+        self.spilled -= lost
+        self.dropped += lost
+
+    def _frames(self, batch: Sequence[LogEntry]) -> list[Frame]:
+        """The batch's records by model, in their order."""
+        records: dict[str, list[bytes]] = {}
+        for entry in batch:
+            records.setdefault(entry.model, []).extend(entry.records(self._stamp))
+        return [Frame(model, found) for model, found in records.items()]
+
+    async def _on_disk(self, function: Callable[..., _T], *arguments: object) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._disk, function, *arguments)
+
+
+async def _soon(event: asyncio.Event, timeout_s: float) -> None:
+    """Waits for the event, but not longer."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()

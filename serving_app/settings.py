@@ -58,7 +58,10 @@ class ServingSettings(BaseSettings):
     serving_rows_limit: int = Field(1000, ge=1, description="Inputs a request may have")
     serving_explain_rows: int = Field(100, ge=1, description="Inputs a request may have that asks for explanations")
     serving_log_queue: int = Field(50_000, ge=1, description="Prediction records kept in memory while their stream is slow or away")
-    serving_drain_s: float = Field(5.0, ge=0, description="Seconds to write the queued prediction records at shutdown")
+    serving_log_spill_bytes: int = Field(
+        1_000_000_000, ge=0, description="Bytes of prediction records a process may keep under HOME/serving/log-spill meanwhile; 0: none"
+    )
+    serving_drain_s: float = Field(5.0, ge=0, description="Seconds to write queued prediction records at shutdown; the rest goes to disk")
     serving_threads: int = Field(1, ge=1, description="Threads one prediction may use; 1 is fastest for small batches")
     serving_shadow_queue: int = Field(2_000, ge=1, description="Inputs that may wait for a shadow version; more are dropped and counted")
     serving_shadow_share: float = Field(
@@ -125,6 +128,10 @@ class ServingSettings(BaseSettings):
     @property
     def model_cache(self) -> Path:
         return self.home.absolute() / "serving" / "models"
+
+    @property
+    def log_spill(self) -> Path:
+        return self.home.absolute() / "serving" / "log-spill"
 
     @property
     def keys_file(self) -> Path:

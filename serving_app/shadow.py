@@ -24,9 +24,9 @@ from prometheus_client.registry import Collector
 
 from serving_app.batcher import Scored
 from serving_app.inputs import ParsedInputs
+from serving_app.log_entry import LogEntry
 from serving_app.log_records import log_entry
 from serving_app.model_handle import ModelHandle, VersionRef
-from serving_app.prediction_log import LogEntry
 from serving_app.router import Choice, ModelRouter
 from serving_app.traffic import Draw
 
@@ -176,7 +176,7 @@ class Shadow(Collector):
             if refused := scored.refused():
                 raise RuntimeError(f"the view '{refused[0][1]}' has no usable value ({refused[0][2]})")
             told = scored.rows(handle.view_names)
-            entry = log_entry(copy.choice, copy.request_id, copy.inputs, scored, told, (time.perf_counter() - started) * 1000)
+            entry = log_entry(copy.choice, copy.request_id, parsed, scored, told, (time.perf_counter() - started) * 1000)
         except Exception as error:  # noqa: BLE001 - any error of a shadow version is a count and a line, and ends here
             self.failed += rows
             if handle.ref not in self._failing:

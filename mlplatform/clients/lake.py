@@ -128,10 +128,18 @@ class Lake:
                 frame = frame.filter(~pl.col(DAY).is_between(replaced.first, replaced.last))
             self._keep((key, before[0], before[1] + 1, days), pl.concat([frame, added], rechunk=True))
 
-    def replace(self, key: Key, rows: pl.DataFrame, days: DayRange | None = None, metadata: Mapping[str, str] | None = None) -> int:
+    def replace(
+        self,
+        key: Key,
+        rows: pl.DataFrame,
+        days: DayRange | None = None,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        widen: bool = False,
+    ) -> int:
         """Replaces the whole table, or the partitions of `days`, in one commit. Returns the version it left.
 
-        Rows outside `days` are an error of Delta's own check, so a wrong day never slips in.
+        Rows outside `days` are an error of Delta's own check, so a wrong day never slips in. `widen` as in `append`.
         """
         if days is None:
             write_deltalake(
@@ -152,6 +160,7 @@ class Lake:
                     self._target(key),
                     _plain(rows),
                     mode="overwrite",
+                    schema_mode="merge" if widen else None,
                     predicate=f"{DAY} >= '{days.first}' AND {DAY} <= '{days.last}'",
                     partition_by=[DAY],
                     storage_options=self._options(),
@@ -168,9 +177,10 @@ class Lake:
         transaction: tuple[str, int] | None = None,
         metadata: Mapping[str, str] | None = None,
         read_at: int | None = None,
+        widen: bool = False,
     ) -> bool:
         """Appends rows in one commit. With `transaction` (application, number), a number not above the last one is a
-        replay: nothing is written and False is returned.
+        replay: nothing is written and False is returned. `widen`: columns the table lacks are added to it, null in its other rows.
 
         `read_at`: the version the rows were chosen against (-1: there was no table). Raises TableMovedError, with nothing
         written, where the table has another one by now.
@@ -185,6 +195,7 @@ class Lake:
                 self._target(key),
                 _plain(rows),
                 mode="append",
+                schema_mode="merge" if widen else None,
                 partition_by=[DAY] if partitioned else None,
                 storage_options=self._options(),
                 commit_properties=_commit(metadata, transaction),

@@ -7,7 +7,7 @@ How a drain is exactly once. Each of the two tables (predictions, set aside) is 
 transaction whose number is `position(last stream id)`; the next drain starts after it. The number is in the table's own
 snapshot, so it is there if and only if the rows are, and it outlives the cleaning of the commit log. The stream may be
 trimmed up to the smaller of the two positions, never before both commits are done. The service may write a record twice
-(its retry of a write whose answer was lost): `request_id`, `input_index` and `variant` tell, within a drain and against `known`
+(its retry of a write whose answer was lost): `request_id`, `input_index` and `variant` tell, within a drain and against what is `stored`
 (a shadow's record stands beside the answer's under the same request).
 
 Why features are a list. Versions of a model differ in features, and a column per feature would change the table's schema
@@ -28,6 +28,7 @@ from mlplatform.contracts import PredictionRecord
 from mlplatform.specs import RequestField
 
 UTC_US = pl.Datetime("us", "UTC")
+Key = tuple[str, int, str]  # request_id, input_index, variant
 _DTYPES: Mapping[str, pl.DataType] = {
     "string": pl.String(),
     "int": pl.Int64(),
@@ -54,6 +55,10 @@ PREDICTIONS = pl.Schema(
         "latency_ms": pl.Float64,
         "stream_id": pl.String,
         "contract_digest": pl.String,
+        # Later columns of the table: rows stored before have null there.
+        "shortfalls": pl.List(pl.Struct({"view": pl.String, "reason": pl.String})),
+        "given": pl.List(pl.String),
+        "code_version": pl.String,
     }
 )
 SET_ASIDE = pl.Schema({"stream_id": pl.String, "received_at": UTC_US, "event_date": pl.Date, "payload": pl.String, "error": pl.String})
@@ -93,15 +98,15 @@ def drain(
     received_at: datetime,
     after: int = -1,
     set_aside_after: int = -1,
-    known: Collection[tuple[str, int, str]] = frozenset(),
+    stored: Callable[[Collection[date]], Collection[Key]] = lambda _: frozenset(),
     prediction_range: tuple[float, float] = (0.0, 1.0),
 ) -> Drained:
     """The new predictions and the new unreadable entries, each beyond the last `position` its table has committed.
 
     `predictions` has the schema PREDICTIONS and then a column per field of `fields` (`input_column(field.name)`): name
     those the rows are keyed and sliced by. A field the request did not carry is null.
-    `known` are (request_id, input_index, variant) the table has already; a retry follows its record within minutes, so those
-    of the newest day or two are enough.
+    `stored` gives the (request_id, input_index, variant) that the table has already of certain days, those of the records at hand: a
+    record that lay on the service's disk may come days after the one it repeats.
     `set_aside` has the schema SET_ASIDE: entries that are no record, are of another model, whose prediction is not a
     number within `prediction_range`, or whose time or fields cannot be read. An entry's error never stops the others.
     Raises ValueError for a stream id no Redis stream would give.
@@ -109,7 +114,7 @@ def drain(
     read: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
     ids: set[str] = set()
-    keys: set[tuple[str, int, str]] = set()
+    keys: set[Key] = set()
     total, repeated, last = 0, 0, -1
     for entry in entries:
         total += 1
@@ -126,17 +131,19 @@ def drain(
             continue
         if at <= after:
             continue
-        key = (row["request_id"], row["input_index"], row["variant"])
-        if key in keys or key in known:
+        if _key(row) in keys:
             repeated += 1
             continue
-        keys.add(key)
+        keys.add(_key(row))
         read.append(row)
+    already_there = stored({row["event_date"] for row in read}) if read else frozenset()
+    fresh = [row for row in read if _key(row) not in already_there]
+    repeated += len(read) - len(fresh)
     return Drained(
-        predictions=pl.DataFrame(read, schema=predictions_schema(fields)),
+        predictions=pl.DataFrame(fresh, schema=predictions_schema(fields)),
         set_aside=pl.DataFrame(rejected, schema=SET_ASIDE),
         entries=total,
-        already=total - len(read) - len(rejected) - repeated,
+        already=total - len(fresh) - len(rejected) - repeated,
         repeated=repeated,
         last_stream_id=stream_id_at(last) if last >= 0 else None,
     )
@@ -145,6 +152,12 @@ def drain(
 def predictions_schema(fields: Sequence[RequestField]) -> pl.Schema:
     """The schema of `predictions/<model>` for a model keyed and sliced by these request fields."""
     return pl.Schema({**PREDICTIONS, **{input_column(f.name): _DTYPES[f.dtype] for f in fields}})
+
+
+def given(predictions: pl.DataFrame) -> pl.Series:
+    """For each row the features that stood in the request, in no order that counts; none in rows stored before records said so."""
+    empty = pl.lit([], dtype=pl.List(pl.String))
+    return predictions.select((pl.col("given").fill_null(empty) if "given" in predictions.columns else empty).alias("given"))["given"]
 
 
 def input_column(name: str) -> str:
@@ -200,6 +213,10 @@ def _feature(name: str, features: Mapping[str, Sequence[str]]) -> pl.Expr:
     return value
 
 
+def _key(row: Mapping[str, Any]) -> Key:
+    return row["request_id"], row["input_index"], row["variant"]
+
+
 def _row(entry: Entry, model: str, fields: Sequence[RequestField], prediction_range: tuple[float, float]) -> dict[str, Any]:
     if entry.record is None:
         raise ValueError("the entry has no field 'record'")
@@ -219,6 +236,7 @@ def _row(entry: Entry, model: str, fields: Sequence[RequestField], prediction_ra
         "event_date": requested_at.date(),
         "inputs": record.model_dump_json(include={"inputs"})[len('{"inputs":') : -1],
         "feature_ages_s": [{"view": view, "age_s": age} for view, age in record.feature_ages_s.items()],
+        "shortfalls": [{"view": view, "reason": reason} for view, reason in record.shortfalls.items()],
         "stream_id": entry.stream_id,
     }
 

@@ -20,6 +20,7 @@ import polars as pl
 
 from mlplatform.contracts import ContractFeature, ContractView, ServingContract
 from mlplatform.monitoring import skew_requests as requests
+from mlplatform.monitoring.drain import given
 from mlplatform.monitoring.skew_faults import NEVER, OK, Flags, Floats, Judged
 from mlplatform.monitoring.skew_views import AGE, AT, IMPUTED, LARGEST_SHIFT, judge_view
 from mlplatform.records import SkewSummary
@@ -52,6 +53,19 @@ class Logged:
     inputs: pl.DataFrame
     matrix: Floats
     unreadable: pl.DataFrame  # predictions whose inputs are not the contract's fields
+    given: frozenset[str] = frozenset()  # features that stood in each of these requests: nothing to hold them against
+
+    def by_given(self) -> list["Logged"]:
+        """The predictions apart by which features were given; what is unreadable stands with those where none was."""
+        sets = [frozenset(names) for names in given(self.predictions)]
+        parts = []
+        none = [] if sets and self.unreadable.is_empty() else [frozenset[str]()]
+        for names in dict.fromkeys([*none, *sets]):
+            rows = pl.Series([found == names for found in sets], dtype=pl.Boolean)
+            unreadable = self.unreadable.clear() if names else self.unreadable
+            side = (self.predictions.filter(rows), self.inputs.filter(rows), self.matrix[rows.to_numpy()], unreadable)
+            parts.append(Logged(self.contract, *side, names))
+        return parts
 
     @classmethod
     def of(cls, contract: ServingContract, predictions: pl.DataFrame) -> "Logged":
@@ -99,25 +113,33 @@ class Truth:
 
 
 def compare(logged: Logged, truth: Truth) -> tuple[Judged, ...]:
-    """Every source of the contract that `truth` has."""
+    """Every source of the contract that `truth` has, but for the features that were given.
+
+    A view is left out where everything that follows from it was given: the service did not read it then. A function is computed from
+    what was read, whatever stood beside it in the request.
+    """
     contract, matrix = logged.contract, logged.matrix
     found: list[Judged] = []
     columns = requests.as_columns(logged.inputs)
     for view in contract.views:
-        taken = _positions(contract, lambda f, v=view: f.kind == "view" and f.source == v.name)  # type: ignore[misc]
+        if _spared(logged, view):
+            continue
+        taken = _positions(logged, lambda f, v=view: f.kind == "view" and f.source == v.name)  # type: ignore[misc]
         missing = _only_for_functions(contract, view, set(taken.values()))
         if view.name in truth.rows:
             side = (logged.asked(view), matrix[:, list(taken)], truth.rows[view.name], truth.propagation[view.name])
             found.append(judge_view(view, list(taken.values()), *side, also=missing))
             columns |= _under_both_names(view, {**{name: matrix[:, i] for i, name in taken.items()}, **found[-1].also})
     for function in contract.functions:
-        taken = _positions(contract, lambda f, p=function.path: f.kind == "request" and f.source == p)  # type: ignore[misc]
+        taken = _positions(logged, lambda f, p=function.path: f.kind == "request" and f.source == p)  # type: ignore[misc]
+        if logged.given and not taken:
+            continue
         if function.path not in truth.functions or not set(function.inputs) <= set(columns):
             continue
         outputs = {contract.features[i].name: output for i, output in taken.items()}
         given = {name: columns[name] for name in function.inputs}
         found.append(requests.judge_function(function, truth.functions[function.path], given, outputs, matrix[:, list(taken)]))
-    found += requests.judge_fields(contract, logged.inputs, matrix)
+    found += requests.judge_fields(contract, logged.inputs, matrix, logged.given)
     if truth.predict is not None:
         found.append(requests.judge_predictions(truth.predict, matrix, logged.predictions["prediction"].to_numpy()))
     return tuple(found)
@@ -134,12 +156,13 @@ def summarise(
 ) -> SkewSummary:
     """One summary over all contracts. `predictions`: how many the window has, `budgets`: propagation by view."""
     kinds: Counter[str] = Counter()
-    compared = mismatched = 0
+    compared = mismatched = given_rows = 0
     sources: dict[str, list[Judged]] = {}
     examples: list[dict[str, Any]] = []
     seen: Counter[tuple[str, str]] = Counter()
     for logged, judged in parts:
         compared += logged.predictions.height + logged.unreadable.height
+        given_rows += logged.predictions.height if logged.given else 0
         names: list[set[str]] = [set() for _ in range(logged.predictions.height)]
         for one in judged:
             sources.setdefault(one.source, []).append(one)
@@ -164,12 +187,21 @@ def summarise(
         by_feature=tuple(row for name, group in sources.items() for row in _of_features(name, group)),
         examples=tuple(examples),
         unresolved=tuple(unresolved),
+        given=given_rows,
     )
 
 
-def _positions(contract: ServingContract, wanted: Callable[[ContractFeature], bool]) -> dict[int, str]:
-    """Place in the model's columns → the feature's name within its source."""
-    return {i: f.column for i, f in enumerate(contract.features) if wanted(f)}
+def _positions(logged: Logged, wanted: Callable[[ContractFeature], bool]) -> dict[int, str]:
+    """Place in the model's columns → the feature's name within its source; of those that were not given."""
+    return {i: f.column for i, f in enumerate(logged.contract.features) if wanted(f) and f.name not in logged.given}
+
+
+def _spared(logged: Logged, view: ContractView) -> bool:
+    """Whether all features that follow from the view, by themselves or by a function, were given."""
+    names = {text for name in view.features for text in (name, f"{view.name}__{name}")}
+    sources = {view.name, *(f.path for f in logged.contract.functions if names & set(f.inputs))}
+    follow = {f.name for f in logged.contract.features if f.source in sources}
+    return bool(follow) and follow <= logged.given
 
 
 def _only_for_functions(contract: ServingContract, view: ContractView, taken: set[str]) -> list[str]:

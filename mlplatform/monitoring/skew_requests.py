@@ -5,7 +5,7 @@ belong here: stored views (`skew_views`), finding the functions. The columns are
 series), not as the service does, so that a difference between the two is found.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -64,15 +64,18 @@ def judge_function(
     return Judged(function.path, tuple(features), fault, served, expected)
 
 
-def judge_fields(contract: ServingContract, inputs: pl.DataFrame, served: Floats) -> tuple[Judged, ...]:
-    """Numeric fields passed on as they are, and categories by their place in the contract; those the contract has.
+def judge_fields(
+    contract: ServingContract, inputs: pl.DataFrame, served: Floats, given: Collection[str] = frozenset()
+) -> tuple[Judged, ...]:
+    """Numeric fields passed on as they are, and categories by their place in the contract; those the contract has and nobody gave.
 
     `served` has the contract's features, shape (n, features).
     """
     functions = {f.path for f in contract.functions}
     found = []
-    passed = [(i, f) for i, f in enumerate(contract.features) if f.kind == "request" and f.source not in functions]
-    coded = [(i, f) for i, f in enumerate(contract.features) if f.kind == "category"]
+    own = [(i, f) for i, f in enumerate(contract.features) if f.name not in given]
+    passed = [(i, f) for i, f in own if f.kind == "request" and f.source not in functions]
+    coded = [(i, f) for i, f in own if f.kind == "category"]
     for name, group, fault in (("request fields", passed, "request_value_differs"), ("categories", coded, "category_differs")):
         if not group:
             continue

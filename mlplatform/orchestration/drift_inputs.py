@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from mlplatform.contracts import SHADOW_VARIANT, ServingContract
-from mlplatform.monitoring.drain import with_feature_columns
+from mlplatform.monitoring.drain import given, with_feature_columns
 from mlplatform.orchestration.assets.training import open_training_set
 from mlplatform.orchestration.resources import Clients
 from mlplatform.records import DayRange, ModelVersion
@@ -41,12 +41,27 @@ def training_reference(clients: Clients, spec: ModelSpec, version: ModelVersion)
     return Reference(frame, predictions, frozenset(f.name for f in contract.features if f.kind == "category"))
 
 
-def served_features(clients: Clients, spec: ModelSpec, days: DayRange) -> pl.DataFrame:
-    """Answered predictions of `days`: one column per model input, and `prediction`. A shadow's copies would count requests twice."""
+@dataclass(frozen=True)
+class Served:
+    """Answered predictions: one column per model input, and `prediction`. `given` flags those with features from the request itself:
+    what an application computed says nothing about the data this platform serves."""
+
+    rows: pl.DataFrame
+    given: pl.Series
+
+    @property
+    def read(self) -> pl.DataFrame:
+        """The rows whose features this service has read or computed, all of them."""
+        return self.rows.filter(~self.given)
+
+
+def served_features(clients: Clients, spec: ModelSpec, days: DayRange) -> Served:
+    """The predictions of `days`, without a shadow's copies, which would count requests twice."""
     rows = clients.lake.read(("predictions", spec.name), days).filter(pl.col("variant") != SHADOW_VARIANT)
     contracts: dict[str, ServingContract] = {}
     for version in rows["version"].unique():
         contract = clients.registry.contract_of(clients.registry.version(spec.name, int(version)))
         contracts[contract.digest()] = contract
     slim = rows.select("features", "contract_digest", "prediction")
-    return with_feature_columns(slim, {digest: [f.name for f in c.features] for digest, c in contracts.items()})
+    spread = with_feature_columns(slim, {digest: [f.name for f in c.features] for digest, c in contracts.items()})
+    return Served(spread, given(rows).list.len() > 0)

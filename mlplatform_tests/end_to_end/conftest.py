@@ -241,10 +241,11 @@ class Shop:
         feature_assets.write_offline(self.clients, PLAN, DayRange(DAY.date(), DAY.date()), "run")
         online_assets.write_online(self.clients, PLAN)
 
-    def ask(self, shop: str = "a") -> dict[str, Any]:
+    def ask(self, shop: str = "a", given: dict[str, Any] | None = None) -> dict[str, Any]:
+        """`given`: features that stand in the request."""
         self.asked += 1
         placed = (self.clients.clock.now() + HOUR).isoformat()
-        row = {"order_id": f"o{self.asked}", "shop": shop, "placed_at": placed, "price": 12.5}
+        row = {"order_id": f"o{self.asked}", "shop": shop, "placed_at": placed, "price": 12.5} | ({"features": given} if given else {})
         answer = self.client.post("/v1/models/returns/predict", json={"inputs": [row]})
         assert answer.status_code == 200, answer.text
         found: dict[str, Any] = answer.json()["predictions"][0]

@@ -17,8 +17,9 @@ from mlplatform.clients.registry import Registry
 from mlplatform.feature_store import codec
 from mlplatform.feature_store.writer import write_frame
 from mlplatform.orchestration.assets import online as online_assets
+from mlplatform.orchestration.drift_inputs import served_features
 from mlplatform.orchestration.serving_state import promote
-from mlplatform.records import ModelVersion
+from mlplatform.records import DayRange, ModelVersion
 from mlplatform.specs import SkewPolicy
 from serving_app import features as service_features
 
@@ -42,6 +43,27 @@ def test_a_clean_day_differs_nowhere_and_a_version_can_be_promoted(shop):
         ("orders", "amount", "minute", "price", "shop", "prediction"), 0
     )
     assert promote(shop.clients, "returns", shop.version.version, "ann").action in ("promote", "none")
+
+
+def test_features_given_in_a_request_are_held_against_nothing_and_counted_and_the_others_are_compared_as_ever(shop):
+    shop.at(9, 30)
+    shop.ask()
+    shop.ask(given={"orders": 99.0, "amount": 1.0})
+    shop.ask(given={"orders": 99.0})
+    shop.ask("nobody", given={"amount": 5.0, "minute": -1.0, "price": 3.0, "shop": "b"})
+    passed, found = shop.prove()
+    assert (passed, found.mismatched, found.compared, found.given, found.unresolved) == (True, 0, 4, 3, ())
+    assert "3 had features given in the request" in found.told
+    assert {f["feature"]: f["compared"] for f in found.by_feature} == {
+        "orders": 2,
+        "amount": 2,
+        "minute": 3,
+        "price": 3,
+        "shop": 3,
+        "prediction": 4,
+    }
+    served = served_features(shop.clients, shop.spec, DayRange(DAY.date(), DAY.date()))
+    assert (served.rows.height, served.given.sum(), served.read["orders"].to_list()) == (4, 3, [2.0])
 
 
 # --- six faults, each where it would happen ---------------------------------------------------------------------------

@@ -14,9 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from mlplatform.cli import app
-from mlplatform.local.bench_serving import open_loop, profile, run, world
+from mlplatform.local.bench_serving import open_loop, profile, run, sink_dead, world
 from mlplatform.local.bench_serving.answers import unlike
-from mlplatform.local.bench_serving.cases import Measured
+from mlplatform.local.bench_serving.cases import CASES, Measured
 from mlplatform.local.bench_serving.contenders import FASTAPI, MLSERVER, OURS
 from mlplatform.local.bench_serving.home_world import HomeWorld, NothingToServeError
 from mlplatform.local.bench_serving.load import LoadError, LoadFigures, Target, closed_loop, find_wrk, parse_figures
@@ -257,14 +257,50 @@ def test_a_small_run_starts_the_service_drives_it_and_reports(
     assert found["prediction_log"]["written"] > 100
 
 
+@needs_wrk
+@pytest.mark.timeout(300)
+def test_with_the_sink_halted_the_service_spills_answers_and_accounts_for_everything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in {"_SINGLES": 500, "_HUNDREDS": 10}.items():
+        monkeypatch.setattr(run, name, size)
+    monkeypatch.setattr(world, "TREES", 20)
+    monkeypatch.setattr(world, "_TRAINING_ROWS", 5_000)
+    options = run.Options(tmp_path, peers=(), cases=("open",), seconds=1.0, rounds=1)
+    assert sink_dead.run_sink_dead(options, as_json=True) in (0, 1)
+    found = json.loads(capsys.readouterr().out)
+    assert [(turn["log's Redis"], turn["requests/s"] > 0) for turn in found["turns"]] == [("answers", True), ("hangs", True)]
+    assert found["most_on_disk"] > 0
+    log = found["prediction_log"]
+    assert (log["missing"], log["spilled"], log["dropped"], found["errors"]) == (0, 0, 0, 0)
+    assert log["replayed"] > 0
+
+
+def test_the_p99_is_held_where_it_moves_by_less_than_five_percent_in_most_rounds_and_no_record_is_missing() -> None:
+    def found(dead_ms: list[float], accepted: int = 5, spilled: int = 9, errors: int = 0) -> sink_dead.Found:
+        alive = [measured(OURS, turn, 100, 10.0) for turn in range(len(dead_ms))]
+        dead = [measured(OURS, turn, 100, p99, errors=errors) for turn, p99 in enumerate(dead_ms)]
+        balance = LogBalance({"accepted": accepted, "written": 5, "dropped": 0, "spilled": 0, "queued": 0}, 5)
+        return sink_dead.Found({("1x64", sink_dead.ALIVE): alive, ("1x64", sink_dead.DEAD): dead}, balance, spilled)
+
+    assert found([10.4, 30.0, 9.0]).held
+    assert found([10.4, 30.0, 9.0]).moved("1x64") == pytest.approx(1.04)
+    assert not found([10.4, 30.0, 11.0]).held
+    assert not found([10.0], accepted=6).held
+    assert not found([10.0], spilled=0).held
+    assert not found([10.0], errors=1).held
+
+
 def test_the_command_serves_the_made_up_model_unless_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, run.Options]] = []
-    for name in ("run_check", "run_profile", "run_bench_serving"):
-        monkeypatch.setattr(run, name, lambda options, _, name=name: asked.append((name, options)) or 3)
+    for module, name in ((run, "run_check"), (run, "run_profile"), (run, "run_bench_serving"), (sink_dead, "run_sink_dead")):
+        monkeypatch.setattr(module, name, lambda options, _, name=name: asked.append((name, options)) or 3)
     home = ["--home", str(tmp_path)]
-    for words in ([], ["--peers", "none", "--check"], ["--model", "flight_disruption", "--profile", "--cases", "open"]):
+    for words in ([], ["--peers", "none", "--check"], ["--model", "flight_disruption", "--profile", "--cases", "open"], ["--sink-dead"]):
         assert CliRunner().invoke(app, ["bench", "serving", *home, *words]).exit_code == 3
-    made_up, check, own = (options for _, options in asked)
-    assert [name for name, _ in asked] == ["run_bench_serving", "run_check", "run_profile"]
+    made_up, check, own, dead = (options for _, options in asked)
+    assert [name for name, _ in asked] == ["run_bench_serving", "run_check", "run_profile", "run_sink_dead"]
+    assert (made_up.seconds, dead.seconds) == (3.0, 60.0)
+    assert (made_up.cases, dead.cases) == (tuple(CASES), ("1x64", "open"))
     assert (made_up.model, made_up.home, made_up.peers, check.peers) == (world.MODEL, None, None, ())
     assert (own.model, own.home, own.cases) == ("flight_disruption", tmp_path, ("open",))

@@ -100,6 +100,7 @@ class Day:
         imputed: bool = False,
         load: float = 1.0,
         inputs: dict[str, Any] | None = None,
+        given: tuple[str, ...] = (),
         **features: float | None,
     ) -> None:
         """What the service writes for a request at `at`: a value of `event` served, or none found."""
@@ -124,6 +125,7 @@ class Day:
                 "latency_ms": 1.0,
                 "stream_id": "1-0",
                 "contract_digest": self.contract.digest(),
+                "given": list(given),
             }
         )
 
@@ -138,7 +140,9 @@ class Day:
         logged = skew.Logged.of(self.contract, log)
         truth = skew.Truth({"totals": pl.DataFrame(self.rows, schema=kinds)}, {"totals": self.propagation}, self.functions, predict)
         window = skew.judged_window(POLICY, NOON + 12 * HOUR)
-        return skew.summarise("returns", POLICY, window, log.height, [(logged, skew.compare(logged, truth))], truth.propagation)
+        return skew.summarise(
+            "returns", POLICY, window, log.height, [(part, skew.compare(part, truth)) for part in logged.by_given()], truth.propagation
+        )
 
 
 def hourly(day: Day) -> None:

@@ -71,6 +71,21 @@ def test_a_record_becomes_a_row_with_its_request_fields_as_typed_columns() -> No
     assert (row["version"], row["input_version"]) == (3, 1.0)
 
 
+def test_what_fell_short_what_was_given_and_which_code_answered_are_columns_and_unknown_in_older_records() -> None:
+    told = {"shortfalls": {"traffic": "missing", "weather": "expired"}, "given": ["speed"], "code_version": "abc"}
+    found = drained(Entry("5-0", record(**told)), Entry("6-0", record(request_id="older"))).predictions
+    assert found["shortfalls"].to_list() == [[{"view": "traffic", "reason": "missing"}, {"view": "weather", "reason": "expired"}], []]
+    assert found["given"].to_list() == [["speed"], []]
+    assert found["code_version"].to_list() == ["abc", None]
+
+
+def test_only_the_days_of_the_records_at_hand_are_looked_up() -> None:
+    asked: list[set[date]] = []
+    late = record(request_id="late", requested_at="2024-04-11T10:00:00Z")
+    drained(Entry("5-0", record()), Entry("6-0", late), stored=lambda days: asked.append(set(days)) or {})
+    assert asked == [{date(2024, 5, 1), date(2024, 4, 11)}]
+
+
 def test_an_empty_log_gives_empty_tables_with_their_schemas() -> None:
     found = drained()
     assert found.predictions.schema == predictions_schema(FIELDS)
@@ -118,7 +133,9 @@ def test_a_field_the_request_did_not_carry_is_null() -> None:
 
 
 def test_a_record_the_service_wrote_twice_counts_once_within_and_across_drains() -> None:
-    found = drained(Entry("5-0", record()), Entry("6-0", record()), Entry("7-0", record(input_index=1)), known={("r1", 1, "champion")})
+    found = drained(
+        Entry("5-0", record()), Entry("6-0", record()), Entry("7-0", record(input_index=1)), stored=lambda days: {("r1", 1, "champion")}
+    )
     assert found.predictions["stream_id"].to_list() == ["5-0"]
     assert found.repeated == 2
 

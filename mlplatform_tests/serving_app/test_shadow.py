@@ -20,7 +20,7 @@ import xgboost as xgb
 from mlplatform.contracts import PredictionRecord, TrafficRules, prediction_stream, source_hash
 from serving_app.batcher import Scored
 from serving_app.features import Assembled
-from serving_app.prediction_log import LogEntry
+from serving_app.log_entry import LogEntry
 from serving_app.router import ModelRouter, Slot
 from serving_app.shadow import Shadow, ShadowBudget
 
@@ -173,7 +173,7 @@ def alone(submit: Any, written: list[LogEntry], share: float = 1.0) -> Shadow:
     async def scorer() -> AsyncIterator[Any]:
         yield submit
 
-    parser = SimpleNamespace(parse=lambda inputs, limit: inputs)
+    parser = SimpleNamespace(parse=lambda inputs, limit: INPUTS)
     handle: Any = SimpleNamespace(
         name="m", ref=None, version=1, digest="d", contract=SimpleNamespace(fields=(), views=()), parser=parser, view_names=()
     )
@@ -182,7 +182,7 @@ def alone(submit: Any, written: list[LogEntry], share: float = 1.0) -> Shadow:
     return Shadow(router, scorer, written.append, ShadowBudget(100, share))
 
 
-INPUTS: Any = SimpleNamespace(rows=1, received=[{}])
+INPUTS: Any = SimpleNamespace(rows=1, received=[{}], given=None)
 
 
 def test_after_a_batch_the_thread_rests_so_that_its_share_of_the_time_is_kept(monkeypatch) -> None:

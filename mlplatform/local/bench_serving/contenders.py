@@ -40,6 +40,7 @@ class Site:
     subject: Subject
     redis_url: str
     mlflow_url: str
+    log_url: str = ""  # of the prediction log's Redis, where that is not the online store's
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def service_launch(settings: Mapping[str, str], port: int, workers: int) -> Laun
 def _ours(site: Site, port: int, workers: int) -> Launch:
     settings = {
         "MLPLATFORM_HOME": str(site.folder),
-        "MLPLATFORM_REDIS_URL": site.redis_url,
+        "MLPLATFORM_REDIS_URL": site.log_url or site.redis_url,
+        "MLPLATFORM_ONLINE_URL": site.redis_url,
         "MLPLATFORM_MLFLOW_URL": site.mlflow_url,
         "MLPLATFORM_CLOCK": site.subject.clock,
         "MLPLATFORM_DEVICE": "cpu",

@@ -44,10 +44,10 @@ def read_counts(port: int) -> dict[str, int]:
     return {name.removeprefix(_PREFIX): int(samples[0].value) for name, samples in families.items() if name.startswith(_PREFIX) and samples}
 
 
-def drained(port: int) -> dict[str, int]:
-    """The counters once nothing is queued, or as they are after a minute."""
-    deadline = time.monotonic() + _DRAIN_S
-    while (counts := read_counts(port)).get("queued", 0) and time.monotonic() < deadline:
+def drained(port: int, timeout_s: float = _DRAIN_S) -> dict[str, int]:
+    """The counters once nothing is queued or on disk, or as they are after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while (counts := read_counts(port))["queued"] + counts["spilled"] and time.monotonic() < deadline:
         time.sleep(0.05)
     return counts
 

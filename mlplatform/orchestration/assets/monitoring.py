@@ -4,8 +4,8 @@ Belongs here: which tables each reads and writes, and what an analyst sees. Does
 (`skew`).
 """
 
-from collections.abc import Callable, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Collection, Sequence
+from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from mlplatform.monitoring import drain as log
 from mlplatform.monitoring import drift, outcomes, performance
 from mlplatform.orchestration import policy
 from mlplatform.orchestration.automation import conditions
-from mlplatform.orchestration.drift_inputs import Reference, served_features, training_reference
+from mlplatform.orchestration.drift_inputs import Reference, Served, served_features, training_reference
 from mlplatform.orchestration.joins import model_rows
 from mlplatform.orchestration.metadata import md_table, numbers, picture
 from mlplatform.orchestration.reports import folder, publish
@@ -34,7 +34,6 @@ DRAIN_BATCH = 100_000
 REPORTED_DAYS = timedelta(days=28)
 DRIFT_WINDOW = timedelta(days=7)
 _APPLICATION = "prediction_log"
-_RETRIES_WITHIN = timedelta(days=2)
 
 
 def monitoring_assets(spec: ModelSpec) -> Sequence[dg.AssetsDefinition]:
@@ -116,12 +115,12 @@ def drain_log(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any]:
                 received_at=clients.clock.now(),
                 after=after,
                 set_aside_after=aside_after,
-                known=_recent_requests(clients, spec),
+                stored=partial(_stored_keys, clients, spec),
             )
             number = log.position(drained.last_stream_id or "0-0")
             # The set-aside entries first: the next read starts after the predictions' position.
             for table, rows in ((aside, drained.set_aside), (key, drained.predictions)):
-                lake.append(table, rows, transaction=(_APPLICATION, number), metadata={"run_id": run_id})
+                lake.append(table, rows, transaction=(_APPLICATION, number), metadata={"run_id": run_id}, widen=True)
             written, set_aside, repeated = (
                 written + drained.predictions.height,
                 set_aside + drained.set_aside.height,
@@ -145,13 +144,12 @@ def _trim(stream: StreamClient, spec: ModelSpec, stored: int) -> None:
         stream.trim_through(prediction_stream(spec.name), log.stream_id_at(stored - 1))
 
 
-def _recent_requests(clients: Clients, spec: ModelSpec) -> set[tuple[str, int, str]]:
+def _stored_keys(clients: Clients, spec: ModelSpec, days: Collection[date]) -> set[log.Key]:
     key = ("predictions", spec.name)
     if not clients.lake.exists(key):
         return set()
-    now = clients.clock.now()
-    days = DayRange((now - _RETRIES_WITHIN).date(), now.date())
-    return set(clients.lake.scan(key, days).select("request_id", "input_index", "variant").collect().iter_rows())
+    rows = clients.lake.scan(key).filter(pl.col(DAY).is_in(list(days)))
+    return set(rows.select("request_id", "input_index", "variant").collect().iter_rows())
 
 
 def join_labels(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any]:
@@ -168,7 +166,7 @@ def join_labels(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any
     changed = outcomes.days_to_rewrite(fresh, stored)
     if changed:
         span = DayRange(changed[0], changed[-1])
-        lake.replace(key, fresh.filter(pl.col(DAY).is_between(span.first, span.last)), span, {"run_id": run_id})
+        lake.replace(key, fresh.filter(pl.col(DAY).is_between(span.first, span.last)), span, {"run_id": run_id}, widen=True)
     elif not lake.exists(key):
         lake.append(key, fresh, metadata={"run_id": run_id})
     states = dict(fresh["state"].value_counts().iter_rows()) if fresh.height else {}
@@ -205,7 +203,8 @@ def report_data_drift(clients: Clients, spec: ModelSpec, run_id: str) -> dict[st
     found = _both_sides(clients, spec)
     if found is None:
         return {"note": "no version serves, or it was asked nothing in the last 7 days: nothing measured"}
-    reference, current = found
+    reference, served = found
+    current = served.read
     html = _report_file(clients, spec, "data_drift", run_id)
     summary = drift.data_drift(
         reference.features,
@@ -216,7 +215,7 @@ def report_data_drift(clients: Clients, spec: ModelSpec, run_id: str) -> dict[st
         categorical=reference.categorical,
         seed=spec.seed,
     )
-    return _drift_metadata(clients, spec, summary, html, run_id)
+    return _drift_metadata(clients, spec, summary, html, run_id) | {"left_out_with_given_features": int(served.given.sum())}
 
 
 def report_prediction_drift(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any]:
@@ -224,19 +223,21 @@ def report_prediction_drift(clients: Clients, spec: ModelSpec, run_id: str) -> d
     found = _both_sides(clients, spec)
     if found is None:
         return {"note": "no version serves, or it was asked nothing in the last 7 days: nothing measured"}
-    reference, current = found
+    reference, served = found
     html = _report_file(clients, spec, "prediction_drift", run_id)
-    summary = drift.prediction_drift(reference.predictions, current["prediction"].to_numpy(), model=spec.name, html=html, seed=spec.seed)
-    return _drift_metadata(clients, spec, summary, html, run_id)
+    summary = drift.prediction_drift(
+        reference.predictions, served.rows["prediction"].to_numpy(), model=spec.name, html=html, seed=spec.seed
+    )
+    return _drift_metadata(clients, spec, summary, html, run_id) | {"with_given_features": int(served.given.sum())}
 
 
-def _both_sides(clients: Clients, spec: ModelSpec) -> tuple[Reference, pl.DataFrame] | None:
+def _both_sides(clients: Clients, spec: ModelSpec) -> tuple[Reference, Served] | None:
     champion = clients.registry.by_alias(spec.name, PRODUCTION)
     if champion is None or not clients.lake.exists(("predictions", spec.name)):
         return None
     now = clients.clock.now()
     current = served_features(clients, spec, DayRange((now - DRIFT_WINDOW).date(), now.date()))
-    if current.is_empty():
+    if current.rows.is_empty():
         return None
     return training_reference(clients, spec, champion), current
 

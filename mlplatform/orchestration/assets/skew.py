@@ -80,7 +80,7 @@ def measure(clients: Clients, catalog: Catalog, spec: ModelSpec, plans: Mapping[
         logged = skew.Logged.of(contract, rows)
         truth, missing = _truth(clients, catalog, plans, logged, version)
         unresolved += [f"version {number}: {reason}" for reason in missing]
-        parts.append((logged, skew.compare(logged, truth)))
+        parts += [(part, skew.compare(part, truth)) for part in logged.by_given()]
     budgets = {name: plan.recipe.propagation_budget for name, plan in plans.items()}
     return skew.summarise(spec.name, spec.skew, window, asked.height, parts, budgets, unresolved)
 
@@ -183,6 +183,7 @@ def _metadata(summary: SkewSummary) -> dict[str, Any]:
         "predictions": summary.predictions,
         "compared": summary.compared,
         "mismatched": summary.mismatched,
+        "with_given_features": summary.given,
         "mismatch_rate": summary.rate,
         "allowed_rate": summary.max_rate,
         "window": " … ".join(summary.window),

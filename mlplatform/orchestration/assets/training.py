@@ -7,7 +7,6 @@ import importlib
 import inspect
 import json
 import os
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -18,6 +17,7 @@ import dagster as dg
 
 from mlplatform.addresses import without_password
 from mlplatform.clients import fingerprints
+from mlplatform.code_version import code_version
 from mlplatform.contracts import ONLINE_PROJECT
 from mlplatform.features.plan import ViewPlan
 from mlplatform.orchestration import policy
@@ -287,7 +287,7 @@ def definition_sources(catalog: Catalog, plans: Mapping[str, ViewPlan]) -> list[
 
 
 def version_tags(manifest: TrainingManifest, run_id: str) -> dict[str, str]:
-    commit, dirty = code_version()
+    commit, dirty = code_version(os.environ.get("MLPLATFORM_CODE_VERSION", ""))
     return {
         "training_set_hash": manifest.content_hash,
         "definition_hash": manifest.definition_hash,
@@ -297,15 +297,3 @@ def version_tags(manifest: TrainingManifest, run_id: str) -> dict[str, str]:
         "code_commit": commit,
         "code_dirty": str(dirty).lower(),
     }
-
-
-def code_version() -> tuple[str, bool]:
-    """(commit, whether the tree differs from it). An image without git says its commit in MLPLATFORM_CODE_VERSION."""
-    if stated := os.environ.get("MLPLATFORM_CODE_VERSION"):
-        return stated, False
-    home = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=home, capture_output=True, text=True, check=False)
-    if commit.returncode != 0:
-        return "unknown", True
-    changes = subprocess.run(["git", "status", "--porcelain"], cwd=home, capture_output=True, text=True, check=False)
-    return commit.stdout.strip(), bool(changes.stdout.strip())

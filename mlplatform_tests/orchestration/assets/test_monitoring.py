@@ -11,6 +11,7 @@ from redis import Redis
 
 from mlplatform.clients.lake import Lake
 from mlplatform.contracts import PredictionRecord, prediction_stream
+from mlplatform.monitoring import drain as log
 from mlplatform.orchestration.assets.monitoring import drain_log, join_labels, monitoring_assets, report_performance
 from mlplatform.orchestration.automation.sensors import sensors
 from mlplatform.orchestration.resources import Clients, PlatformResource
@@ -172,6 +173,37 @@ def test_what_is_stored_leaves_the_stream_except_its_last_entry(clients, answer,
 def test_draining_a_log_nobody_wrote_gives_an_empty_table(clients):
     assert drain_log(clients, MODEL, "run")["drained"] == 0
     assert clients.lake.row_count(("predictions", "returns")) == 0
+
+
+def test_a_record_repeated_after_weeks_on_the_service_s_disk_counts_once(clients, answer):
+    answer(1, hours_ago=24 * 20)
+    answer(2)
+    drain_log(clients, MODEL, "run")
+    answer(1, hours_ago=24 * 20)
+    assert drain_log(clients, MODEL, "run")["repeated_by_the_service"] == 1
+    assert drained(clients) == ["r1", "r2"]
+
+
+def test_a_table_of_before_is_widened_by_the_next_drain_and_its_rows_are_read_with_the_new_ones(clients, answer, orders):
+    later = ["shortfalls", "given", "code_version"]
+    orders((1, 5.0, 1, 1.0), (2, 5.0, 0, 1.0))
+    answer(1, 5.0)
+    drain_log(clients, MODEL, "run")
+    join_labels(clients, MODEL, "run")
+    for key in (("predictions", "returns"), ("outcomes", "returns")):
+        before = clients.lake.read(key).drop(later)
+        clients.lake.replace(key, before)
+        assert not set(later) & set(clients.lake.read(key).columns)
+    assert log.given(clients.lake.read(("predictions", "returns"))).to_list() == [[]]
+
+    answer(2, 5.0, shortfalls={"shop_totals": "missing"}, given=("orders",), code_version="abc")
+    assert drain_log(clients, MODEL, "run")["drained"] == 1
+    join_labels(clients, MODEL, "run")
+    assert states(clients) == {"r1": "known", "r2": "known"}
+    rows = clients.lake.read(("predictions", "returns")).sort("request_id")
+    assert rows["shortfalls"].to_list() == [None, [{"view": "shop_totals", "reason": "missing"}]]
+    assert rows["code_version"].to_list() == [None, "abc"]
+    assert log.given(rows).to_list() == [[], ["orders"]]
 
 
 # --- labels ---------------------------------------------------------------------------------------------------------

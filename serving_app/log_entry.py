@@ -1,0 +1,45 @@
+"""The records of one request on their way to the log, put together as late as can be.
+
+Belongs here: what all rows share and what each has, and the JSON of both. Does not belong here: what stands in them (`log_records`),
+the way to the stream (`prediction_log`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One request's records on their way, with the fields of `contracts.PredictionRecord`: those all share, and each row's.
+
+    `rows` one mapping for each row; `inputs` as received; `features` float64 of shape (rows, features); `given` the names of those
+    that stood in the request, for each row.
+    """
+
+    model: str
+    common: dict[str, Any]
+    rows: Sequence[dict[str, Any]]
+    inputs: Sequence[dict[str, Any]]
+    features: npt.NDArray[np.float64]
+    given: Sequence[tuple[str, ...]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def part(self, start: int, end: int) -> "LogEntry":
+        given = None if self.given is None else self.given[start:end]
+        return LogEntry(self.model, self.common, self.rows[start:end], self.inputs[start:end], self.features[start:end], given)
+
+    def records(self, stamp: Mapping[str, Any]) -> list[bytes]:
+        """Each row's record as JSON, with the fields of `stamp`. orjson writes NaN as null, as PredictionRecord.features wants."""
+        shared = orjson.dumps({**stamp, **self.common})[:-1] + b","
+        rows = self.rows if self.given is None else [{**row, "given": given} for row, given in zip(self.rows, self.given, strict=True)]
+        return [
+            shared + orjson.dumps({**row, "inputs": received, "features": values}, option=orjson.OPT_SERIALIZE_NUMPY)[1:]
+            for row, received, values in zip(rows, self.inputs, self.features, strict=True)
+        ]
