@@ -16,7 +16,7 @@ PATH = "/v1/models/basket/predict"
 NOW = datetime(2013, 9, 1, 12, tzinfo=UTC)  # as the fixture `clock_file` sets it
 
 
-@pytest.mark.parametrize("query", ["", "?behind=fastapi"])
+@pytest.mark.parametrize("query", ["", "?explain=false"])
 def test_a_function_that_raises_is_a_500_that_names_it_and_tells_no_value(make_model, open_service, tmp_path, capfd, query) -> None:
     make_model().into_cache(tmp_path)
     client = open_service()

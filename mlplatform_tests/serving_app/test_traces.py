@@ -91,7 +91,7 @@ def ask(client: httpx.Client, parent: str | None = None, path: str = PATH, body:
     return client.post(path, json={"inputs": [ROW]} if body is None else body, headers=headers)
 
 
-@pytest.mark.parametrize("path", [PATH, PATH + "?behind=fastapi"])
+@pytest.mark.parametrize("path", [PATH, PATH + "?explain=false"])
 def test_a_callers_trace_goes_on_through_the_request_and_its_stages(start, collector, path) -> None:
     answer = ask(start(), f"00-{TRACE}-{SPAN}-01", path)
     assert answer.status_code == 200
