@@ -9,7 +9,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -70,10 +70,22 @@ class Scored:
         return [(row - self.start, view, why) for row, view, why in self.assembled.refused if self.start <= row < self.end]
 
 
+class Waiting(Protocol):
+    """Who waits for a result, as `asyncio.Future` is. Told exactly once; `set_result` and `set_exception` raise nothing."""
+
+    def done(self) -> bool:
+        """Whether nobody waits any more."""
+        ...
+
+    def set_result(self, result: Scored, /) -> None: ...
+
+    def set_exception(self, exception: Exception, /) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     parsed: ParsedInputs
-    answer: "asyncio.Future[Scored]"
+    answer: Waiting
 
 
 class Batcher:
@@ -95,20 +107,23 @@ class Batcher:
 
     def submit(self, handle: ModelHandle, parsed: ParsedInputs) -> "asyncio.Future[Scored]":
         """The result for one request, by exactly this handle."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Scored] = loop.create_future()
+        answer: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
+        self.enqueue(handle, parsed, answer)
+        return answer
+
+    def enqueue(self, handle: ModelHandle, parsed: ParsedInputs, answer: Waiting) -> None:
+        """The same, told to whoever waits for it."""
         if parsed.rows > _INLINE_ROWS:  # large alone: it neither waits for the small ones nor they for it
             self._start(self._run(handle, [_Job(parsed, answer)]))
-            return answer
+            return
         if not self._due:
             self._due = True
-            loop.call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self._flush)
         jobs = self._waiting.get(handle)
         if jobs is None:
             self._waiting[handle] = [_Job(parsed, answer)]
         else:
             jobs.append(_Job(parsed, answer))
-        return answer
 
     def _flush(self) -> None:
         self._due = False

@@ -1,59 +1,272 @@
-"""The hot route: `POST /v1/models/{model}/predict` answered in front of FastAPI.
+"""The hot route: a plain `POST /v1/models/{model}/predict`, answered where its bytes arrive, without a task and without ASGI.
 
-Belongs here: recognising the request, and HTTP around `Predictor.answer`. Does not belong here: everything else, which goes on
-to FastAPI, where the same route is declared (`routes.predict`): it documents this one and answers what this one leaves alone.
+Belongs here: which requests are plain, and HTTP around `Predictor` for them. Does not belong here: everything else, which goes on to
+the application, where the same route is declared (`routes.predict`): that documents this one and answers what this one leaves alone.
 
-FastAPI's own way through routing, dependencies and response classes costs 50 to 65 µs a request, as much as all of ours.
+A task, its messages and FastAPI's own way through routing, dependencies and response classes cost more than the prediction does. Here
+a request is one object: to uvicorn's protocol the cycle of its connection, to the deadlines a running request, to the batcher the one
+who waits. It passes the same guard and admission, in the same order, as `middleware` and `protection.gate` have it.
 """
 
+import asyncio
+import time
 from collections.abc import Callable
-from functools import partial
+from typing import Any, Protocol
 
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
+import structlog
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from serving_app.body import read_body
-from serving_app.predictor import Predictor
-from serving_app.problems import MEDIA_TYPE, ProblemError, problem_body
+from serving_app.around import CLOSE, REFUSED_AFTER_S, Around, Fields
+from serving_app.batcher import Scored
+from serving_app.predictor import LEFT, Exchange, Predictor, Question, answer_body, inputs_of
+from serving_app.problems import MEDIA_TYPE, OVERLOADED, UNFORESEEN, ProblemError, problem_body
+from serving_app.protection.deadlines import Late, Running
+from serving_app.protection.gate import Gate, body_too_slow, too_slow
+from serving_app.protection.guard import overloaded
+from serving_app.request_log import ids
+from serving_app.traces import RequestTrace
 
-_BEFORE, _AFTER = "/v1/models/", "/predict"
-_JSON = (b"content-type", b"application/json")
+_BEFORE, _AFTER = b"/v1/models/", b"/predict"
+_JSON = b"application/json"
+_GIVEN: Fields = [(b"content-type", _JSON)]
+# Beyond this the protocol stops reading until the application asks for more; here nobody asks.
+_LARGEST_BODY = 65_536
+# Fields that want more than an answer to a body of known length. `origin`: a browser's, who may have to be told what it may read.
+_NOT_PLAIN = frozenset({b"expect", b"transfer-encoding", b"upgrade", b"origin", b"content-encoding"})
+
+log = structlog.get_logger(__name__)
+
+
+class Connection(Protocol):
+    """What a request needs of uvicorn's protocol."""
+
+    transport: Any
+    server_state: Any
+
+    def on_response_complete(self) -> None: ...
+
+
+class _Unheard:
+    """In place of the event that uvicorn sets for a waiting task: there is none."""
+
+    def set(self) -> None:
+        return
 
 
 class HotRoute:
-    """ASGI: answers plain prediction requests, hands all others to `app`.
+    """`predictor` gives the running application's predictor and its limit of a body in bytes, None before it has started."""
 
-    `predictor` gives the running application's predictor, None before it has started; `body_limit` in bytes likewise.
-    """
-
-    def __init__(self, app: ASGIApp, predictor: Callable[[], tuple[Predictor, int] | None]) -> None:
-        self._app = app
+    def __init__(self, around: Around, predictor: Callable[[], tuple[Predictor, int] | None]) -> None:
+        self._around = around
         self._predictor = predictor
+        self._plain: tuple[Any, bytes] = (None, b"")
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
-            await self._app(scope, receive, send)
+    def begin(self, connection: Connection, url: bytes, scope: Scope, keep_alive: bool) -> "HotRequest | None":
+        """The request whose head has arrived, or None where the application shall answer it. `scope`: ASGI's, of a POST in HTTP/1.1; it
+        holds `headers`, `client`, `root_path` and `state`, and is the request's own from now on."""
+        model = url[len(_BEFORE) : -len(_AFTER)]
+        if not (url.startswith(_BEFORE) and url.endswith(_AFTER)) or not model.isascii() or b"/" in model or b"%" in model or b"?" in model:
+            return None
+        running, around = self._predictor(), self._around
+        gate = around.protection.gate
+        if running is None or gate is None:
+            return None
+        size = 0
+        for name, value in scope["headers"]:
+            if name == b"content-length":
+                size = int(value) if value.isdigit() else 0
+            elif (name == b"content-type" and value != _JSON) or name in _NOT_PLAIN:
+                return None
+        if not 0 < size <= min(running[1], _LARGEST_BODY):
+            return None
+        return HotRequest(self, connection, scope, gate, running[0], model.decode(), keep_alive)
+
+    def head(self, status: int, given: Fields, defaults: Fields, trace: RequestTrace | None) -> bytes:
+        """Status line and header fields, but those of one answer alone. `defaults`: uvicorn's own (the date), a new list each second."""
+        return STATUS_LINE[status] + _lines([*defaults, *self._around.fields(given, trace)])
+
+    def plain_head(self, defaults: Fields) -> bytes:
+        """The same for most answers, put together once a second."""
+        if self._plain[0] is not defaults:
+            self._plain = defaults, self.head(200, _GIVEN, defaults, None)
+        return self._plain[1]
+
+
+class HotRequest(Running):
+    """One request from its head to its answer. Nothing here raises: httptools would take it for a fault of the caller's."""
+
+    __slots__ = (
+        "_admission",
+        "_around",
+        "_connection",
+        "_exchange",
+        "_gate",
+        "_held",
+        "_predictor",
+        "_question",
+        "_route",
+        "_scope",
+        "_trace",
+        "_working_since",
+        "body",
+        "disconnected",
+        "keep_alive",
+        "more_body",
+        "request_id",
+        "response_complete",
+    )
+    message_event = _Unheard()
+
+    def __init__(
+        self,
+        route: HotRoute,
+        connection: Connection,
+        scope: Scope,
+        gate: Gate,
+        predictor: Predictor,
+        model: str,
+        keep_alive: bool,
+    ) -> None:
+        super().__init__(time.monotonic(), reading=True)
+        self._route = route
+        self._around = around = route._around
+        self._connection = connection
+        self._scope = scope
+        self._gate = gate
+        self._admission = gate.guard.admission
+        self._predictor = predictor
+        self._question: Question | None = None
+        self._exchange: Exchange | None = None
+        self._held = 0
+        self._working_since = 0.0  # monotonic seconds; 0.0 while it holds no place in the work
+        self.body = b""
+        self.keep_alive = keep_alive
+        self.more_body = True
+        self.disconnected = False
+        self.response_complete = False
+        state = scope["state"]
+        self.request_id: str = around.ids.next()
+        state["request_id"] = self.request_id
+        self._trace: RequestTrace | None = around.traces.begin(scope["headers"]) if around.traces.on else None
+        state["trace"] = self._trace
+        allowed = gate.guard.check(scope, self.started)
+        if isinstance(allowed, ProblemError):
+            self._refuse(allowed)
             return
-        path: str = scope["path"]
-        running = self._predictor()
-        model = path[len(_BEFORE) : -len(_AFTER)]
-        if running is None or not (path.startswith(_BEFORE) and path.endswith(_AFTER)) or "/" in model or scope["query_string"]:
-            await self._app(scope, receive, send)
+        state["caller"] = allowed.caller.id
+        self._exchange = predictor.exchange(model, state)
+        gate.deadlines.open.add(self)
+
+    # --- of uvicorn's protocol --------------------------------------------------------------------------------------
+
+    def more(self, part: bytes) -> None:
+        """A part of the body."""
+        self.body = self.body + part if self.body else part
+
+    def whole(self) -> None:
+        """The body has arrived."""
+        self.more_body = self.reading = False
+        if self._exchange is None or self.done():  # refused already
             return
-        await _answer(running[0], running[1], model, scope, receive, send)
+        if not self._admission.enter():
+            self._refuse(overloaded())
+            return
+        self._working_since = time.monotonic()
+        self._held = len(self.body)
+        if not self._admission.hold(self._held):
+            self._refuse(overloaded())
+            return
+        try:
+            self._predictor.choose(self._exchange)
+            self._question = self._predictor.ask(self._exchange, inputs_of(self.body), self)
+        except Exception as error:  # noqa: BLE001 - see the class
+            self._fail(error)
+
+    def lost(self) -> None:
+        """The caller left."""
+        if self.more_body and not self.response_complete:
+            self._end(0)
+
+    # --- of the deadlines -------------------------------------------------------------------------------------------
+
+    def stop(self, why: Late) -> None:
+        super().stop(why)
+        self._fail(body_too_slow() if why is Late.BODY else too_slow())
+
+    # --- of the batcher ---------------------------------------------------------------------------------------------
+
+    def done(self) -> bool:
+        return self.response_complete or self.late is not None
+
+    def set_result(self, scored: Scored) -> None:
+        assert self._exchange is not None
+        assert self._question is not None
+        try:
+            body = answer_body(self._predictor.answered(self._exchange, self._question, scored), self.request_id)
+        except Exception as error:  # noqa: BLE001 - see the class
+            self._fail(error)
+        else:
+            self._answer(200, _GIVEN, body)
+
+    def set_exception(self, error: Exception) -> None:
+        assert self._question is not None
+        self._fail(self._predictor.fault(self._question, error))
+
+    # --- the answer -------------------------------------------------------------------------------------------------
+
+    def _fail(self, error: Exception) -> None:
+        if not isinstance(error, ProblemError):
+            trace_id = "" if self._trace is None else self._trace.trace_id
+            log.error("request_failed", path=self._scope["path"], **ids(self._scope, self.request_id, trace_id), exc_info=error)
+            error = UNFORESEEN
+        body = problem_body(error.status, error.kind, error.detail, error.errors, self.request_id)
+        more = [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
+        self._answer(error.status, [(b"content-type", MEDIA_TYPE.encode()), *more], body)
+
+    def _refuse(self, problem: ProblemError) -> None:
+        if problem.kind == OVERLOADED:
+            asyncio.get_running_loop().call_later(REFUSED_AFTER_S, self._fail, problem)
+        else:
+            self._fail(problem)
+
+    def _answer(self, status: int, given: Fields, body: bytes) -> None:
+        if self.response_complete:
+            return
+        route, connection, trace = self._route, self._connection, self._trace
+        defaults = connection.server_state.default_headers
+        if given is _GIVEN and status == 200 and trace is None and self.keep_alive and not self._around.drain.begun:
+            head = route.plain_head(defaults)
+        else:
+            if CLOSE in given or self._around.drain.begun:
+                self.keep_alive = False
+            elif not self.keep_alive:
+                given = [*given, CLOSE]
+            head = route.head(status, given, defaults, trace)
+        transport = connection.transport
+        if not transport.is_closing():
+            transport.write(b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n%b" % (head, self.request_id.encode(), len(body), body))
+            if not self.keep_alive:
+                transport.close()
+        self._end(status)
+        connection.on_response_complete()
+
+    def _end(self, status: int) -> None:
+        """`status` 0: nobody was there to be answered any more."""
+        self.response_complete = True
+        self._gate.deadlines.open.discard(self)
+        now = time.monotonic()
+        if self._working_since:
+            self._admission.leave(now - self._working_since)
+        if self._held:
+            self._admission.release(self._held)
+        if self._exchange is not None:
+            self._exchange.end(status or LEFT)
+        trace = self._trace
+        if trace is not None:
+            trace.end(self._scope, status, self.request_id)
+        self._around.requests.ended(self._scope, status, now - self.started, self.request_id, "" if trace is None else trace.trace_id)
 
 
-async def _answer(predictor: Predictor, body_limit: int, model: str, scope: Scope, receive: Receive, send: Send) -> None:
-    request_id: str = scope["state"]["request_id"]
-    status, headers = 200, [_JSON]
-    try:
-        with predictor.exchange(model, request_id) as exchange:
-            body = await predictor.respond(exchange, partial(read_body, scope["headers"], receive, body_limit))
-    except ProblemError as problem:
-        status = problem.status
-        body = problem_body(status, problem.kind, problem.detail, problem.errors, request_id)
-        headers = [(b"content-type", MEDIA_TYPE.encode()), *((k.lower().encode(), v.encode()) for k, v in problem.headers.items())]
-    except ClientDisconnect:
-        return  # nobody is left to answer
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"content-length", b"%d" % len(body))]})
-    await send({"type": "http.response.body", "body": body})
+def _lines(fields: Fields) -> bytes:
+    return b"".join([b"%b: %b\r\n" % field for field in fields])

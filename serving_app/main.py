@@ -9,7 +9,7 @@ import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 from fastapi import FastAPI
@@ -23,10 +23,10 @@ from mlplatform.clock import Clock, clock_from
 from mlplatform.code_version import code_name
 from mlplatform.feature_store.commands import AsyncClient, open_async_client
 from mlplatform.feature_store.pipe import Pipe
+from serving_app.around import Around
 from serving_app.batcher import Batcher
 from serving_app.deps import Serving
 from serving_app.device import pick_device
-from serving_app.drain import Drain
 from serving_app.explainer import Explainer
 from serving_app.feature_cache import FeatureCache
 from serving_app.hot import HotRoute
@@ -42,15 +42,12 @@ from serving_app.openapi import build_openapi
 from serving_app.prediction_log import PredictionLog
 from serving_app.predictor import Predictor
 from serving_app.problems import install
-from serving_app.protection.service import Protection
 from serving_app.registry import MlflowRegistry
-from serving_app.request_log import RequestLog
 from serving_app.router import ModelRouter
 from serving_app.routes import docs, health, hooks, models, open_inference, predict, scoring
 from serving_app.settings import ServingSettings
 from serving_app.shadow import Shadow, ShadowBudget, Submit
 from serving_app.state_metrics import PartsCollector
-from serving_app.traces import Traces
 
 _LOG_TIMEOUT_S = 5.0  # nobody waits for it; a write given up too early is written twice
 _CODE = ("serving_app", "feature_definitions", "mlplatform.contracts", "mlplatform.clock", "mlplatform.feature_store")
@@ -60,35 +57,26 @@ _DESCRIPTION = "Answers with the model version that carries the alias `productio
 log = structlog.get_logger(__name__)
 
 
-class _Around(NamedTuple):
-    """What stands around every request: made with the application, set when it starts."""
-
-    protection: Protection
-    traces: Traces
-    requests: RequestLog
-    drain: Drain
-
-
 class PredictionService(FastAPI):
-    """FastAPI with two layers in front of it: what every request gets and has to pass, and the hot route."""
+    """FastAPI behind what every request gets and has to pass. `hot` is the way past both, for a server that offers it (`server`)."""
 
     def __init__(self, settings: ServingSettings | None) -> None:
-        self._drain = Drain()
-        around = _Around(Protection(), Traces(), RequestLog(), self._drain)
+        around = self._around = Around.make()
         lifespan = _lifespan(settings, around)
         super().__init__(title=_TITLE, description=_DESCRIPTION, version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
         install(self)
         for routes in (predict, open_inference, scoring, models, hooks, health, docs):
             self.include_router(routes.router)
         # Not as FastAPI's middlewares: in front of those stand layers of its own (telemetry, body limit: 15 µs a request).
-        self._front = RequestContext(HotRoute(super().__call__, _running(self)), *around)
+        self._front = RequestContext(super().__call__, around)
+        self.hot = HotRoute(around, _running(self))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._front(scope, receive, send)
 
     def drain(self) -> None:
         """From now on the service is not ready, and every answer closes its connection; requests are still answered."""
-        self._drain.begun = True
+        self._around.drain.begun = True
 
     def openapi(self) -> dict[str, Any]:
         """With each loaded model's own fields; made anew when another version serves."""
@@ -115,7 +103,7 @@ def _running(app: FastAPI) -> Callable[[], tuple[Predictor, int] | None]:
     return running
 
 
-def _lifespan(given: ServingSettings | None, around: _Around) -> Any:
+def _lifespan(given: ServingSettings | None, around: Around) -> Any:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         settings = given or ServingSettings()
@@ -131,7 +119,7 @@ def _lifespan(given: ServingSettings | None, around: _Around) -> Any:
     return lifespan
 
 
-async def _start(settings: ServingSettings, stack: AsyncExitStack, around: _Around) -> Serving:
+async def _start(settings: ServingSettings, stack: AsyncExitStack, around: Around) -> Serving:
     """Opens everything; the stack closes it in reverse order: first the watch, then the log with its last records, then Redis."""
     device = pick_device(settings.device)
     metrics = Metrics()

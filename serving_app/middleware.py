@@ -5,24 +5,15 @@ who may ask what (`protection`).
 """
 
 import asyncio
-import itertools
-import secrets
 import time
 
 import structlog
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving_app.drain import Drain
-from serving_app.problems import MEDIA_TYPE, OVERLOADED, UNFORESEEN, ProblemError, dialect, problem_body
-from serving_app.protection.service import Protection
-from serving_app.request_log import RequestLog, ids
-from serving_app.traces import Traces
-
-# Unless a route says otherwise, as the documentation's page does.
-_NO_STORE = (b"cache-control", b"no-store")
-_REFUSED_AFTER_S = 0.1  # what a refusal for load takes, so that a thousand impatient callers make ten thousand of them a second at most
-_CLOSE = (b"connection", b"close")
+from serving_app.around import REFUSED_AFTER_S, Around
+from serving_app.problems import MEDIA_TYPE, OVERLOADED, UNFORESEEN, ProblemError, dialect, not_running, problem_body
+from serving_app.request_log import ids
 
 log = structlog.get_logger(__name__)
 
@@ -32,15 +23,10 @@ class RequestContext:
     its trace and the log how it ended. Once the service is to end, every answer says that its connection is closed.
     """
 
-    def __init__(self, app: ASGIApp, protection: Protection, traces: Traces, requests: RequestLog, drain: Drain) -> None:
+    def __init__(self, app: ASGIApp, around: Around) -> None:
         self._app = app
-        # 64 random bits for this process and a count: unique like a random id, without asking the system each time.
-        self._process = secrets.token_hex(8)
-        self._count = itertools.count(1)
-        self._protection = protection
-        self._traces = traces
-        self._requests = requests
-        self._drain = drain
+        self._around = around
+        self._protection = around.protection
         self._cors: CORSMiddleware | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,11 +52,11 @@ class RequestContext:
         await self._cors(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Always our own: prediction records are told apart by it, so a caller's repeated id must not reach them.
-        request_id = f"{self._process}{next(self._count):016x}"
-        scope.setdefault("state", {})["request_id"] = request_id
+        around = self._around
+        state = scope.setdefault("state", {})
+        request_id = state["request_id"] = around.ids.next()
         started = time.monotonic()
-        trace = self._traces.begin(scope["headers"]) if self._traces.on else None
+        trace = state["trace"] = around.traces.begin(scope["headers"]) if around.traces.on else None
         status = 0
         head = scope["method"] == "HEAD"
         if head:  # RFC 9110, 9.3.2: the same answer as to GET, without its content; the server sees its own scope and keeps to HEAD
@@ -80,20 +66,7 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = message["headers"] = [
-                    *message.get("headers", ()),
-                    (b"x-request-id", request_id.encode()),
-                    *self._protection.headers,
-                ]
-                if trace is not None:
-                    headers.append((b"traceparent", trace.header))
-                if self._drain.begun:
-                    headers.append(_CLOSE)
-                for name, _ in headers:
-                    if name == b"cache-control":
-                        break
-                else:
-                    headers.append(_NO_STORE)
+                message["headers"] = around.fields([*message.get("headers", ()), (b"x-request-id", request_id.encode())], trace)
             elif head:
                 message = {**message, "body": b""}
             await send(message)
@@ -101,12 +74,11 @@ class RequestContext:
         try:
             gate = self._protection.gate
             if gate is None:
-                raise ProblemError(503, "not-running", "the service starts or stops", headers={"Retry-After": "1"})
+                raise not_running()
             await gate.passing(self._app, scope, receive, send_with_id)
         except ProblemError as problem:  # of the gate: the application answers its own
             if problem.kind == OVERLOADED:
-                # A caller that asks again at once would have the event loop busy with refusals, and those in work would wait for them.
-                await asyncio.sleep(_REFUSED_AFTER_S)
+                await asyncio.sleep(REFUSED_AFTER_S)
             if not status:
                 await _send_problem(scope, send_with_id, problem, request_id)
         except Exception:  # the outermost place that can still answer; the trace goes to the log, never to the client
@@ -116,7 +88,7 @@ class RequestContext:
         finally:
             if trace is not None:
                 trace.end(scope, status, request_id)
-            self._requests.ended(scope, status, time.monotonic() - started, request_id, "" if trace is None else trace.trace_id)
+            around.requests.ended(scope, status, time.monotonic() - started, request_id, "" if trace is None else trace.trace_id)
 
 
 async def _send_problem(scope: Scope, send: Send, problem: ProblemError, request_id: str) -> None:

@@ -7,16 +7,16 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import orjson
 import structlog
 from starlette.requests import ClientDisconnect
 
 from mlplatform.contracts import PINNED_VARIANT
-from serving_app import traces
-from serving_app.batcher import Batcher, Scored
+from serving_app.batcher import Batcher, Scored, Waiting
 from serving_app.features import FunctionOutputError
+from serving_app.inputs import ParsedInputs
 from serving_app.log_records import log_entry
 from serving_app.metrics import Metrics
 from serving_app.model_handle import VersionRef
@@ -25,6 +25,9 @@ from serving_app.prediction_log import PredictionLog
 from serving_app.problems import FieldError, ProblemError, invalid_input, unavailable
 from serving_app.router import Choice, ModelRouter
 from serving_app.shadow import Shadow
+from serving_app.traces import RequestTrace
+
+LEFT = 499  # the code under which nginx counts a caller who left: nobody's fault
 
 log = structlog.get_logger(__name__)
 
@@ -32,11 +35,12 @@ log = structlog.get_logger(__name__)
 class Exchange:
     """One request and what became of it: counted when the `with` block ends, however it ends."""
 
-    __slots__ = ("_metrics", "choice", "model", "pinned", "request_id", "started")
+    __slots__ = ("_metrics", "choice", "model", "pinned", "request_id", "started", "trace")
 
-    def __init__(self, model: str, request_id: str, metrics: Metrics) -> None:
+    def __init__(self, model: str, state: Mapping[str, Any], metrics: Metrics) -> None:
         self.model = model
-        self.request_id = request_id
+        self.request_id: str = state.get("request_id", "")
+        self.trace: RequestTrace | None = state.get("trace")
         self.started = time.perf_counter()
         self.choice: Choice | None = None
         self.pinned = False  # the caller named the version, so no other is chosen
@@ -47,11 +51,15 @@ class Exchange:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None:
-            status = "200"
+            self.end(200)
         elif isinstance(error, ProblemError):
-            status = str(error.status)
-        else:  # a caller who left is nobody's fault; the code is nginx's for this
-            status = "499" if isinstance(error, ClientDisconnect) else "500"
+            self.end(error.status)
+        else:
+            self.end(LEFT if isinstance(error, ClientDisconnect) else 500)
+
+    def end(self, code: int) -> None:
+        """Counts the request under the HTTP status it ended with."""
+        status = str(code)
         if self.choice is None:
             # A name that nobody serves is no label: a caller could make thousands.
             self._metrics.requests.add(("unknown", "", "", status))
@@ -72,6 +80,14 @@ class Answer:
     choice: Choice
     scored: Scored
     rows: list[dict[str, Any]]
+
+
+class Question(NamedTuple):
+    """A request as it goes to the batcher. `asked`: by `time.perf_counter`."""
+
+    choice: Choice
+    parsed: ParsedInputs
+    asked: float
 
 
 class Predictor:
@@ -96,8 +112,9 @@ class Predictor:
         self._rows_limit = rows_limit
         self._told: set[tuple[VersionRef, str]] = set()
 
-    def exchange(self, model: str, request_id: str) -> Exchange:
-        return Exchange(model, request_id, self._metrics)
+    def exchange(self, model: str, state: Mapping[str, Any]) -> Exchange:
+        """`state`: of the request, with its `request_id` and, where it is sampled, its `trace`."""
+        return Exchange(model, state, self._metrics)
 
     def choose(self, exchange: Exchange) -> Choice:
         """The version that will answer, as far as it is known before the body. Raises ProblemError: 404 for a model that is
@@ -132,19 +149,35 @@ class Predictor:
 
     async def answer(self, exchange: Exchange, inputs: object) -> Answer:
         """Predicts, logs, counts. `inputs` as they stand in a body of our own protocol. Raises ProblemError."""
+        question = self.question(exchange, inputs)
+        try:
+            scored = await self._batcher.submit(question.choice.handle, question.parsed)
+        except FunctionOutputError as error:
+            raise self.fault(question, error) from error
+        return self.answered(exchange, question, scored)
+
+    def ask(self, exchange: Exchange, inputs: object, waiting: Waiting) -> Question:
+        """As `answer`, for who waits without a task: `waiting` is told what was scored, for `answered`, or what went wrong, for `fault`.
+        Raises ProblemError for what is wrong with the inputs themselves."""
+        question = self.question(exchange, inputs)
+        self._batcher.enqueue(question.choice.handle, question.parsed, waiting)
+        return question
+
+    def question(self, exchange: Exchange, inputs: object) -> Question:
+        """The checked inputs and the version that will answer them. Raises ProblemError."""
         choice = exchange.choice or self.choose(exchange)
         if self._router.sticky(exchange.model) and not exchange.pinned:
             # The first input's entity stands for the request: all its answers come from one version.
             entity = self._router.entity(exchange.model, inputs[0] if isinstance(inputs, list) and inputs else None)
             choice = exchange.choice = self._router.choose(exchange.model, entity) or choice
-        parsed = choice.handle.parser.parse(inputs, self._rows_limit)
-        asked = time.perf_counter()
-        try:
-            scored = await self._batcher.submit(choice.handle, parsed)
-        except FunctionOutputError as error:
-            raise self._function_failed(choice, error) from error
+        return Question(choice, choice.handle.parser.parse(inputs, self._rows_limit), time.perf_counter())
+
+    def answered(self, exchange: Exchange, question: Question, scored: Scored) -> Answer:
+        """Logs and counts what was scored. Raises ProblemError where a feature is missing that the model does not predict without."""
+        choice, parsed, asked = question
         self._metrics.stages.observe(choice.handle.stages["wait"], time.perf_counter() - asked)
-        traces.note(choice, scored)
+        if exchange.trace is not None:
+            exchange.trace.note(choice, scored)
         if scored.assembled.refused and (refused := scored.refused()):
             raise _refusal(refused)
         rows = scored.rows(choice.handle.view_names)
@@ -154,12 +187,16 @@ class Predictor:
             self._shadow.offer(exchange.model, parsed, exchange.request_id)
         return Answer(choice, scored, rows)
 
-    def _function_failed(self, choice: Choice, error: FunctionOutputError) -> ProblemError:
-        """500 that names the function: its author is who can mend it. Its trace is logged once for each version and fault."""
-        fault = choice.handle.ref, str(error)
+    def fault(self, question: Question, error: Exception) -> Exception:
+        """What a caller is told of an error in scoring: a problem that names the function, where it is one's; else the error itself.
+        A function's author is who can mend it, so its trace is logged, once for each version and fault."""
+        if not isinstance(error, FunctionOutputError):
+            return error
+        handle = question.choice.handle
+        fault = handle.ref, str(error)
         if fault not in self._told:
             self._told.add(fault)
-            log.error("feature_function_failed", model=choice.handle.name, version=choice.handle.version, exc_info=error)
+            log.error("feature_function_failed", model=handle.name, version=handle.version, exc_info=error)
         return ProblemError(500, "feature-function-failed", f"a request-time feature cannot be computed for these inputs: {error}")
 
 

@@ -78,6 +78,10 @@ def unavailable(kind: str, detail: str, errors: tuple[FieldError, ...] = (), ret
     return ProblemError(503, kind, detail, errors=errors, headers={"Retry-After": str(retry_after_s)})
 
 
+def not_running() -> ProblemError:
+    return unavailable("not-running", "the service starts or stops")
+
+
 def bad_request(problem: ProblemError) -> ProblemError:
     """The same refusal with the status 400, which other protocols give where ours says 422."""
     return replace(problem, status=400) if problem.status == 422 else problem

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import uvicorn
@@ -25,6 +25,9 @@ from pydantic import ValidationError
 from serving_app.logs import configure_logs
 from serving_app.settings import ServingSettings
 from serving_app.transport import HeadLimits, bounded, close_late
+
+if TYPE_CHECKING:
+    from serving_app.hot import HotRoute
 
 _TICKS_PER_S = 10  # of uvicorn's main loop
 _NEVER_STARTED = 3  # as uvicorn's own command ends then
@@ -86,7 +89,7 @@ class Server(uvicorn.Server):
             self._certificate = None
 
 
-def configuration(settings: ServingSettings, app: Any) -> uvicorn.Config:
+def configuration(settings: ServingSettings, app: Any, hot: "HotRoute | None" = None) -> uvicorn.Config:
     """`server_header` off: a version is an invitation. `proxy_headers` off: nothing here asks for a caller's address but `guard`,
     which wants the one that is connected. `ws` none: there is no WebSocket.
     """
@@ -98,7 +101,7 @@ def configuration(settings: ServingSettings, app: Any) -> uvicorn.Config:
         host=settings.serving_host,
         port=settings.serving_port,
         loop="uvloop",
-        http=bounded(limits),
+        http=bounded(limits, hot),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -127,7 +130,7 @@ def run() -> int:
     from serving_app.main import create_app
 
     app = create_app(settings)
-    server = Server(configuration(settings, app), app.drain, settings.serving_notice_s)
+    server = Server(configuration(settings, app, app.hot), app.drain, settings.serving_notice_s)
     server.run()
     return 0 if server.started else _NEVER_STARTED
 

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
@@ -60,7 +59,7 @@ def parent_of(headers: Sequence[tuple[bytes, bytes]]) -> Parent | None:
 class RequestTrace:
     """One request's place in a trace. `span` None: it is not sampled, and only its ids are passed on."""
 
-    __slots__ = ("_began", "_began_ns", "_scored", "_span", "_token", "_tracer", "span_id", "trace_id")
+    __slots__ = ("_began", "_began_ns", "_scored", "_span", "_tracer", "span_id", "trace_id")
 
     def __init__(self, trace_id: str, span_id: str, tracer: "Tracer", span: "Span | None" = None) -> None:
         self.trace_id = trace_id
@@ -68,10 +67,7 @@ class RequestTrace:
         self._tracer = tracer
         self._span = span
         self._scored: Scored | None = None
-        self._token: Token[RequestTrace | None] | None = None
-        if span is not None:
-            self._began_ns, self._began = time.time_ns(), time.perf_counter()
-            self._token = _CURRENT.set(self)
+        self._began_ns, self._began = time.time_ns(), time.perf_counter()
 
     @property
     def header(self) -> bytes:
@@ -79,7 +75,9 @@ class RequestTrace:
         return f"00-{self.trace_id}-{self.span_id}-{'00' if self._span is None else '01'}".encode()
 
     def note(self, choice: Choice, scored: Scored) -> None:
-        assert self._span is not None
+        """What became of the request."""
+        if self._span is None:
+            return
         model, version, variant = choice.labels
         told = {"mlplatform.model": model, "mlplatform.version": version, "mlplatform.variant": variant}
         self._span.set_attributes(told | {"mlplatform.inputs": scored.end - scored.start})
@@ -89,8 +87,6 @@ class RequestTrace:
         """`status` 0: nobody was there to be answered any more."""
         if self._span is None:
             return
-        if self._token is not None:
-            _CURRENT.reset(self._token)
         route, method = _route(scope), scope["method"]
         self._span.update_name(f"{method} {route}" if route else method)
         told: dict[str, Any] = {"http.request.method": method, "mlplatform.request_id": request_id}
@@ -117,16 +113,6 @@ class RequestTrace:
         for stage, start, end in zip(_STAGES, moments, moments[1:], strict=False):
             # A batch's stage: the same work stands in the traces of all its requests.
             self._tracer.start_span(stage, inside, attributes={"mlplatform.batch_inputs": rows}, start_time=start).end(end)
-
-
-_CURRENT: ContextVar[RequestTrace | None] = ContextVar("request_trace", default=None)
-
-
-def note(choice: Choice, scored: Scored) -> None:
-    """Tells the trace of the request that runs here what became of it, where it is sampled."""
-    trace = _CURRENT.get()
-    if trace is not None:
-        trace.note(choice, scored)
 
 
 class Traces:

@@ -7,11 +7,14 @@ Belongs here: what is decided before there is a request. Does not belong here: r
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving_app.problems import MEDIA_TYPE, problem_body
+
+if TYPE_CHECKING:
+    from serving_app.hot import HotRequest, HotRoute
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,21 @@ class HeadLimits:
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """uvicorn's httptools protocol within `limits`. Answers what it refuses itself as problem details, and closes the connection."""
+    """uvicorn's httptools protocol within `limits`. Answers what it refuses itself as problem details, and closes the connection.
+
+    Requests that `hot` takes never become an ASGI application's. Time limits are looked at by `close_if_late`, for all connections in one
+    go: a timer for each request would cost more than reading it.
+    """
 
     limits = HeadLimits()
+    hot: "HotRoute | None" = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_since = 0.0  # monotonic seconds; 0.0 while no head is awaited
         self._head_bytes = 0
+        self._idle_since = 0.0  # monotonic seconds since the last answer; 0.0 while one is under way, and before the first
+        self._plain: HotRequest | None = None  # whose body arrives
         self._status, self._kind, self._detail = _BAD
 
     def connection_made(self, transport: Any) -> None:
@@ -45,6 +55,7 @@ class BoundedHttp(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():  # refused already; what is still on its way counts no more
             return
+        self._idle_since = 0.0
         self._head_bytes += len(data)
         super().data_received(data)
         if self._head_since and self._head_bytes > self.limits.head_bytes:
@@ -61,7 +72,49 @@ class BoundedHttp(HttpToolsProtocol):
             raise ValueError("head too long")  # httptools turns it into the error that ends in `send_400_response`
         self._head_since = 0.0
         self._head_bytes = 0
-        super().on_headers_complete()
+        self._plain = None if self.hot is None else self._plain_request(self.hot)
+        if self._plain is None:
+            super().on_headers_complete()
+        else:
+            self.cycle = cast(Any, self._plain)
+
+    def _plain_request(self, hot: "HotRoute") -> "HotRequest | None":
+        # Behind a request that is not answered yet it has to wait, and behind answers that nobody reads: uvicorn does both.
+        ready = (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
+        if not ready or self.root_path or self.parser.get_method() != b"POST" or self.parser.get_http_version() != "1.1":
+            return None
+        self.scope["method"] = "POST"
+        self.scope["path"] = self.url.decode("latin-1")
+        return hot.begin(self, self.url, self.scope, self.parser.should_keep_alive())
+
+    def on_body(self, body: bytes) -> None:
+        if self._plain is None:
+            super().on_body(body)
+        else:
+            self._plain.more(body)
+
+    def on_message_complete(self) -> None:
+        self._head_bytes = 0  # what came was a body
+        if self._plain is None:
+            super().on_message_complete()
+        else:
+            self._plain.whole()
+
+    def on_response_complete(self) -> None:
+        """uvicorn's, without its timer."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._idle_since = time.monotonic()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._plain is not None:
+            self._plain.lost()
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's way to refuse what is not HTTP; here for all that is refused before there is a request."""
@@ -80,7 +133,10 @@ class BoundedHttp(HttpToolsProtocol):
         self.transport.close()
 
     def close_if_late(self, now: float) -> None:
-        """Closes the connection where a head is awaited for too long."""
+        """Closes the connection where a head is awaited for too long, or the next request."""
+        if self._idle_since and now - self._idle_since > self.timeout_keep_alive:
+            self.transport.close()
+            return
         late = self._head_since and now - self._head_since > self.limits.head_s
         if late and (self.cycle is None or self.cycle.response_complete):  # else its turn has not come: the one before is answered
             self._status, self._kind, self._detail = 408, "head-too-slow", "the request did not arrive in time"
@@ -104,9 +160,9 @@ class BoundedHttp(HttpToolsProtocol):
 _BAD = (400, "not-http", "this is no HTTP request")
 
 
-def bounded(limits: HeadLimits) -> type[BoundedHttp]:
-    """The protocol with other limits, as uvicorn takes it: as a class."""
-    return type("BoundedHttp", (BoundedHttp,), {"limits": limits})
+def bounded(limits: HeadLimits, hot: "HotRoute | None" = None) -> type[BoundedHttp]:
+    """The protocol with limits and hot route of its own, as uvicorn takes it: as a class."""
+    return type("BoundedHttp", (BoundedHttp,), {"limits": limits, "hot": hot})
 
 
 def close_late(connections: Iterable[Any], now: float) -> None:

@@ -4,7 +4,6 @@ Belongs here: which request is late for what, and stopping it. Does not belong h
 One look at all open requests from time to time stands for a timer per request, which would cost more than the rest of the protection.
 """
 
-import asyncio
 from enum import Enum
 
 
@@ -14,19 +13,19 @@ class Late(Enum):
 
 
 class Running:
-    """One request under way. `reading`: its body has not arrived whole. `late`: why it was stopped, None while it was not."""
+    """One request under way. `started`: monotonic seconds. `reading`: its body has not arrived whole. `late`: why it was stopped, None
+    while it was not."""
 
-    __slots__ = ("late", "reading", "started", "task")
+    __slots__ = ("late", "reading", "started")
 
-    def __init__(self, task: "asyncio.Task[object]", started: float) -> None:
-        self.task = task
+    def __init__(self, started: float, reading: bool) -> None:
         self.started = started
-        self.reading = False
+        self.reading = reading
         self.late: Late | None = None
 
     def stop(self, why: Late) -> None:
+        """Ends the request; its own way does the rest."""
         self.late = why
-        self.task.cancel()
 
 
 class Deadlines:
@@ -43,7 +42,7 @@ class Deadlines:
         return min(0.5, self._body_s / 4, self._answer_s / 4)
 
     def sweep(self, now: float) -> None:
-        """Stops what is late. A task stopped here gets its CancelledError once; `Running.late` tells it from the server's own."""
+        """Stops what is late, each once."""
         for running in tuple(self.open):
             age = now - running.started
             if running.late is not None:

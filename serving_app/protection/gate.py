@@ -13,8 +13,13 @@ from serving_app.protection.admission import Admission
 from serving_app.protection.deadlines import Deadlines, Late, Running
 from serving_app.protection.guard import Guard, has_no_body, overloaded
 
-_TOO_SLOW = "the answer took longer than the service allows a request"
-_BODY_TOO_SLOW = "the body did not arrive in time"
+
+def too_slow() -> ProblemError:
+    return ProblemError(504, "too-slow", "the answer took longer than the service allows a request")
+
+
+def body_too_slow() -> ProblemError:
+    return ProblemError(408, "body-too-slow", "the body did not arrive in time", headers={"Connection": "close"})
 
 
 class Gate:
@@ -46,7 +51,7 @@ class Gate:
             if running.late is not Late.ANSWER:  # the server's own: it shuts down
                 raise
             task.uncancel()
-            raise ProblemError(504, "too-slow", _TOO_SLOW) from None
+            raise too_slow() from None
         finally:
             self.deadlines.open.discard(running)
             running.done()
@@ -58,14 +63,11 @@ class Body(Running):
     A caller that sends slowly holds no place, so a thousand of them keep nobody out.
     """
 
-    __slots__ = ("_admission", "_held", "_receive", "_whole", "_working_since")
+    __slots__ = ("_admission", "_held", "_receive", "_task", "_whole", "_working_since")
 
     def __init__(self, task: "asyncio.Task[object]", started: float, receive: Receive, admission: Admission) -> None:
-        # One per request, so the base's fields are set here: its own constructor would be a second call.
-        self.task = task
-        self.started = started
-        self.reading = False
-        self.late = None
+        super().__init__(started, reading=False)
+        self._task = task
         self._receive = receive
         self._admission = admission
         self._held = 0
@@ -84,6 +86,11 @@ class Body(Running):
         if self._held:
             self._admission.release(self._held)
 
+    def stop(self, why: Late) -> None:
+        """The task gets its CancelledError once; `late` tells it from the server's own."""
+        super().stop(why)
+        self._task.cancel()
+
     async def receive(self) -> Message:
         """Raises ProblemError (408, 503) as any code of the application might, so that its handlers answer and count it."""
         if self._whole:  # only asking whether the client is still there
@@ -94,8 +101,8 @@ class Body(Running):
         except asyncio.CancelledError:
             if self.late is not Late.BODY:
                 raise
-            self.task.uncancel()
-            raise ProblemError(408, "body-too-slow", _BODY_TOO_SLOW, headers={"Connection": "close"}) from None
+            self._task.uncancel()
+            raise body_too_slow() from None
         size = len(message.get("body", b""))
         self._held += size
         if not self._admission.hold(size):

@@ -106,7 +106,7 @@ async def infer_version(model: str, version: str, request: Request, serving: Ser
 
 async def _infer(request: Request, serving: Serving, model: str, version: str | None, header_length: str | None) -> Response:
     try:
-        with serving.predictor.exchange(model, request.state.request_id) as exchange:
+        with serving.predictor.exchange(model, request.scope["state"]) as exchange:
             try:
                 body, length = await _answered(request, serving, exchange, version, header_length)
             except ProblemError as problem:
@@ -133,7 +133,7 @@ async def _answered(
 
 
 def _choice(serving: Serving, model: str, version: str | None) -> Choice:
-    exchange = serving.predictor.exchange(model, "")  # not entered: a look is no prediction request
+    exchange = serving.predictor.exchange(model, {})  # not entered: a look is no prediction request
     return serving.predictor.choose(exchange) if version is None else serving.predictor.pin(exchange, version)
 
 

@@ -27,7 +27,7 @@ async def predict(model: str, request: Request, serving: ServingDep, options: An
     """Features are read from the online store; what is missing or too old is replaced as the contract says, and named in `imputed`."""
     read = partial(read_body, request.scope["headers"], request.receive, serving.settings.serving_body_limit)
     try:
-        with serving.predictor.exchange(model, request.state.request_id) as exchange:
+        with serving.predictor.exchange(model, request.scope["state"]) as exchange:
             if options.explain or options.features:
                 body = await serving.explainer.respond(exchange, read, options.explain, options.features)
             else:

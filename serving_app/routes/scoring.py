@@ -43,7 +43,7 @@ _BODY = {
 async def invocations(model: str, request: Request, serving: ServingDep) -> Response:
     """Columns are request fields, given features, or both; null and NaN are missing values."""
     try:
-        with serving.predictor.exchange(model, request.state.request_id) as exchange:
+        with serving.predictor.exchange(model, request.scope["state"]) as exchange:
             try:
                 body = await _answered(request, serving, exchange)
             except ProblemError as problem:
@@ -83,7 +83,7 @@ async def ping(serving: ServingDep) -> Response:
 
 @router.get("/v1/models/{model}/ping", summary="Is the model loaded? (MLflow)", response_class=Response, responses=_TEXT | problems(404))
 async def ping_model(model: str, serving: ServingDep) -> Response:
-    serving.predictor.choose(serving.predictor.exchange(model, ""))  # not entered: a look is no prediction request
+    serving.predictor.choose(serving.predictor.exchange(model, {}))  # not entered: a look is no prediction request
     return Response("\n", media_type="text/plain")
 
 
@@ -96,5 +96,5 @@ async def version() -> Response:
     "/v1/models/{model}/version", summary="The MLflow whose protocol this is", response_class=Response, responses=_TEXT | problems(404)
 )
 async def version_of_model(model: str, serving: ServingDep) -> Response:
-    serving.predictor.choose(serving.predictor.exchange(model, ""))
+    serving.predictor.choose(serving.predictor.exchange(model, {}))
     return await version()
