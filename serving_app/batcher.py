@@ -32,7 +32,7 @@ _INLINE_ROWS = 256
 _BATCH_ROWS = 256
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: there is one for each request, and it would cost three times as much
 class Scored:
     """A batch as one request sees it: its own rows are `start` to `end` of everything else.
 
@@ -82,7 +82,7 @@ class Waiting(Protocol):
     def set_exception(self, exception: Exception, /) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Job:
     parsed: ParsedInputs
     answer: Waiting

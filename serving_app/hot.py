@@ -10,7 +10,6 @@ who waits. It passes the same guard and admission, in the same order, as `middle
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import structlog
@@ -55,11 +54,11 @@ class _Unheard:
 
 
 class HotRoute:
-    """`predictor` gives the running application's predictor and its limit of a body in bytes, None before it has started."""
+    """`running`: the application's predictor and its limit of a body in bytes; None before it has started, and after it has ended."""
 
-    def __init__(self, around: Around, predictor: Callable[[], tuple[Predictor, int] | None]) -> None:
+    def __init__(self, around: Around) -> None:
         self._around = around
-        self._predictor = predictor
+        self.running: tuple[Predictor, int] | None = None
         self._plain: tuple[Any, bytes] = (None, b"")
 
     def begin(self, connection: Connection, url: bytes, scope: Scope, keep_alive: bool) -> "HotRequest | None":
@@ -68,8 +67,7 @@ class HotRoute:
         model = url[len(_BEFORE) : -len(_AFTER)]
         if not (url.startswith(_BEFORE) and url.endswith(_AFTER)) or not model.isascii() or b"/" in model or b"%" in model or b"?" in model:
             return None
-        running, around = self._predictor(), self._around
-        gate = around.protection.gate
+        running, gate = self.running, self._around.protection.gate
         if running is None or gate is None:
             return None
         size = 0

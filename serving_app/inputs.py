@@ -145,7 +145,7 @@ class Given:
     mask: npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: there is one for each request
 class ParsedInputs:
     """Checked inputs: `received` as sent, `values` per field in input order (timestamps as microseconds)."""
 

@@ -4,7 +4,7 @@ Belongs here: what all rows share and what each has, and the JSON of both. Does 
 the way to the stream (`prediction_log`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +13,17 @@ import numpy.typing as npt
 import orjson
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: there is one for each request
 class LogEntry:
     """One request's records on their way, with the fields of `contracts.PredictionRecord`: those all share, and each row's.
 
-    `rows` one mapping for each row; `inputs` as received; `features` float64 of shape (rows, features); `given` the names of those
+    `rows` a JSON object for each row; `inputs` as received; `features` float64 of shape (rows, features); `given` the names of those
     that stood in the request, for each row.
     """
 
     model: str
     common: dict[str, Any]
-    rows: Sequence[dict[str, Any]]
+    rows: Sequence[bytes]
     inputs: Sequence[dict[str, Any]]
     features: npt.NDArray[np.float64]
     given: Sequence[tuple[str, ...]] | None = None
@@ -37,9 +37,12 @@ class LogEntry:
 
     def records(self, stamp: Mapping[str, Any]) -> list[bytes]:
         """Each row's record as JSON, with the fields of `stamp`. orjson writes NaN as null, as PredictionRecord.features wants."""
-        shared = orjson.dumps({**stamp, **self.common})[:-1] + b","
-        rows = self.rows if self.given is None else [{**row, "given": given} for row, given in zip(self.rows, self.given, strict=True)]
+        shared = orjson.dumps({**stamp, **self.common})[:-1]
+        rows: Iterable[bytes] = self.rows
+        if self.given is not None:
+            rows = (b'%b,"given":%b}' % (row[:-1], orjson.dumps(given)) for row, given in zip(self.rows, self.given, strict=True))
+        dumps, option = orjson.dumps, orjson.OPT_SERIALIZE_NUMPY
         return [
-            shared + orjson.dumps({**row, "inputs": received, "features": values}, option=orjson.OPT_SERIALIZE_NUMPY)[1:]
+            b'%b,%b,"inputs":%b,"features":%b}' % (shared, row[1:-1], dumps(received), dumps(values, option=option))
             for row, received, values in zip(rows, self.inputs, self.features, strict=True)
         ]

@@ -4,7 +4,6 @@ Belongs here: the fields of `contracts.PredictionRecord` from a scored request. 
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -15,10 +14,8 @@ from serving_app.model_handle import ModelHandle
 from serving_app.router import Choice
 
 
-def log_entry(
-    choice: Choice, request_id: str, parsed: ParsedInputs, scored: Scored, rows: list[dict[str, Any]], latency_ms: float
-) -> LogEntry:
-    """The records of one request; `rows` as `Scored.rows` gives them."""
+def log_entry(choice: Choice, request_id: str, parsed: ParsedInputs, scored: Scored, rows: list[bytes], latency_ms: float) -> LogEntry:
+    """The records of one request; `rows` as `Scored.rows` gives them, as JSON."""
     handle = choice.handle
     common = {
         "request_id": request_id,

@@ -6,7 +6,7 @@ Settings are read and connections opened when the application starts, never at i
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -62,14 +62,14 @@ class PredictionService(FastAPI):
 
     def __init__(self, settings: ServingSettings | None) -> None:
         around = self._around = Around.make()
-        lifespan = _lifespan(settings, around)
+        self.hot = HotRoute(around)
+        lifespan = _lifespan(settings, around, self.hot)
         super().__init__(title=_TITLE, description=_DESCRIPTION, version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
         install(self)
         for routes in (predict, open_inference, scoring, models, hooks, health, docs):
             self.include_router(routes.router)
         # Not as FastAPI's middlewares: in front of those stand layers of its own (telemetry, body limit: 15 µs a request).
         self._front = RequestContext(super().__call__, around)
-        self.hot = HotRoute(around, _running(self))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._front(scope, receive, send)
@@ -95,15 +95,7 @@ def create_app(settings: ServingSettings | None = None) -> PredictionService:
     return PredictionService(settings)
 
 
-def _running(app: FastAPI) -> Callable[[], tuple[Predictor, int] | None]:
-    def running() -> tuple[Predictor, int] | None:
-        serving: Serving | None = getattr(app.state, "serving", None)
-        return None if serving is None else (serving.predictor, serving.settings.serving_body_limit)
-
-    return running
-
-
-def _lifespan(given: ServingSettings | None, around: Around) -> Any:
+def _lifespan(given: ServingSettings | None, around: Around, hot: HotRoute) -> Any:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         settings = given or ServingSettings()
@@ -113,8 +105,10 @@ def _lifespan(given: ServingSettings | None, around: Around) -> Any:
             around.requests.slow_s = settings.serving_slow_s
             traces = around.traces.open(settings.serving_otlp_url, settings.serving_trace_share, settings.code_version)
             await stack.enter_async_context(traces)
-            app.state.serving = await _start(settings, stack, around)
+            serving = app.state.serving = await _start(settings, stack, around)
+            hot.running = serving.predictor, settings.serving_body_limit
             yield
+            hot.running = None
 
     return lifespan
 

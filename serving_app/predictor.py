@@ -5,7 +5,6 @@ Belongs here: the order of the steps, the answer, its log record and its counts.
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -73,13 +72,13 @@ class Exchange:
         return (time.perf_counter() - self.started) * 1000
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A scored request: `rows` as `Scored.rows` gives them."""
+class Answer(NamedTuple):
+    """A scored request: `rows` as `Scored.rows` gives them, `texts` the same as JSON, which answer and log record share."""
 
     choice: Choice
     scored: Scored
     rows: list[dict[str, Any]]
+    texts: list[bytes]
 
 
 class Question(NamedTuple):
@@ -181,11 +180,12 @@ class Predictor:
         if scored.assembled.refused and (refused := scored.refused()):
             raise _refusal(refused)
         rows = scored.rows(choice.handle.view_names)
+        texts = [orjson.dumps(row) for row in rows]
         self._metrics.predictions.add(choice.labels, len(rows))
-        self._log.offer(log_entry(choice, exchange.request_id, parsed, scored, rows, exchange.ms()))
+        self._log.offer(log_entry(choice, exchange.request_id, parsed, scored, texts, exchange.ms()))
         if not exchange.pinned:  # a shadow is compared with what the rules chose
             self._shadow.offer(exchange.model, parsed, exchange.request_id)
-        return Answer(choice, scored, rows)
+        return Answer(choice, scored, rows, texts)
 
     def fault(self, question: Question, error: Exception) -> Exception:
         """What a caller is told of an error in scoring: a problem that names the function, where it is one's; else the error itself.
@@ -202,21 +202,18 @@ class Predictor:
 
 def answer_body(answer: Answer, request_id: str, more: Sequence[Mapping[str, Any]] | None = None) -> bytes:
     """The answer in our own protocol; `more` holds members to add to each input's part of it."""
-    handle, variant = answer.choice.handle, answer.choice.variant
-    threshold, version = handle.contract.threshold, handle.version
-    told: list[dict[str, Any]] = [
-        {
-            "request_id": request_id,
-            **row,
-            "decision": None if threshold is None else row["prediction"] >= threshold,
-            "model_version": version,
-            "variant": variant,
-        }
-        for row in answer.rows
-    ]
+    handle = answer.choice.handle
+    threshold = handle.contract.threshold
+    before = b'{"request_id":"%b",' % request_id.encode()
+    after = b',"model_version":%d,"variant":%b' % (handle.version, orjson.dumps(answer.choice.variant))
+    rows: list[bytes] = []
+    for row, text in zip(answer.rows, answer.texts, strict=True):
+        decision = b"null" if threshold is None else b"true" if row["prediction"] >= threshold else b"false"
+        rows.append(b'%b%b,"decision":%b%b' % (before, text[1:-1], decision, after))
     if more is not None:
-        told = [{**row, **added} for row, added in zip(told, more, strict=True)]
-    return orjson.dumps({"model": handle.name, "version": version, "threshold": threshold, "predictions": told})
+        rows = [b"%b,%b" % (row, orjson.dumps(added)[1:-1]) if added else row for row, added in zip(rows, more, strict=True)]
+    told = orjson.dumps({"model": handle.name, "version": handle.version, "threshold": threshold})
+    return b'%b,"predictions":[%b}]}' % (told[:-1], b"},".join(rows))
 
 
 def unknown_model(router: ModelRouter, watcher: ModelWatcher, model: str) -> ProblemError:

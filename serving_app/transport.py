@@ -85,7 +85,7 @@ class BoundedHttp(HttpToolsProtocol):
             return None
         self.scope["method"] = "POST"
         self.scope["path"] = self.url.decode("latin-1")
-        return hot.begin(self, self.url, self.scope, self.parser.should_keep_alive())
+        return hot.begin(self, self.url, cast(Any, self.scope), self.parser.should_keep_alive())
 
     def on_body(self, body: bytes) -> None:
         if self._plain is None:

@@ -34,6 +34,7 @@ from mlplatform.feature_store.commands import run
 from mlplatform.feature_store.pointer import Pointer
 from mlplatform.feature_store.writer import View, new_generation, swap
 from serving_app.main import create_app
+from serving_app.server import configuration
 from serving_app.settings import ServingSettings
 
 REPO = Path(__file__).parents[2]
@@ -247,7 +248,10 @@ def clock_file(tmp_path: Path) -> Path:
 @contextlib.contextmanager
 def served(settings: ServingSettings) -> Iterator[httpx.Client]:
     """The application behind a real uvicorn in a thread of this process."""
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, log_config=None, access_log=False))
+    app = create_app(settings)
+    config = configuration(settings, app, app.hot)
+    config.port = 0
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

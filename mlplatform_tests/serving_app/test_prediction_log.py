@@ -20,7 +20,7 @@ from serving_app.prediction_log import PredictionLog
 
 
 def entries(count: int, request_id: str = "r") -> LogEntry:
-    rows = [{"input_index": i} for i in range(count)]
+    rows = [b'{"input_index":%d}' % i for i in range(count)]
     return LogEntry("m", {"request_id": request_id}, rows, [{}] * count, np.full((count, 1), np.nan))
 
 

@@ -8,16 +8,13 @@ from typing import Any
 
 import pytest
 
-from serving_app.drain import Drain
+from serving_app.around import Around
 from serving_app.middleware import RequestContext
 from serving_app.problems import ProblemError
 from serving_app.protection.admission import Admission
 from serving_app.protection.deadlines import Deadlines
 from serving_app.protection.gate import Gate
 from serving_app.protection.guard import Guard
-from serving_app.protection.service import Protection
-from serving_app.request_log import RequestLog
-from serving_app.traces import Traces
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -42,9 +39,10 @@ class Service:
     def __init__(self, app: App, cap: int = 10, body_s: float = 0.05, answer_s: float = 0.1) -> None:
         self.admission = Admission(cap, 0.02)
         self.deadlines = Deadlines(body_s, answer_s)
-        self.protection = Protection()
+        around = Around.make()
+        self.protection = around.protection
         self.protection.gate = Gate(Guard(self.admission, None), self.deadlines)
-        self._context = RequestContext(app, self.protection, Traces(), RequestLog(), Drain())
+        self._context = RequestContext(app, around)
 
     async def ask(self, *messages: dict[str, Any], method: str = "POST", path: str = "/x", kind: str = "http") -> Answer:
         answer = Answer()
