@@ -26,11 +26,12 @@ class _Shelf:
         self._read_at = np.zeros(_FIRST_SLOTS)
 
     def put(self, entities: Sequence[bytes], block: Block, now: float) -> None:
-        slots = [self.slots.get(entity, -1) for entity in entities]
-        if -1 in slots:
-            slots = [self.slots.setdefault(entity, len(self.slots)) for entity in entities]
+        known = list(map(self.slots.get, entities))
+        if None in known:
+            known = [self.slots.setdefault(entity, len(self.slots)) for entity in entities]
             while len(self.slots) > len(self._read_at):
                 self._grow()
+        slots = np.array(known, dtype=np.intp)
         for kept, new in zip(self._block, block, strict=True):
             kept[slots] = new
         self._read_at[slots] = now

@@ -5,7 +5,7 @@ the way to the stream (`prediction_log`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,10 @@ class LogEntry:
     inputs: Sequence[dict[str, Any]]
     features: npt.NDArray[np.float64]
     given: Sequence[tuple[str, ...]] | None = None
+    count: int = field(init=False)
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def __post_init__(self) -> None:
+        self.count = len(self.rows)
 
     def part(self, start: int, end: int) -> "LogEntry":
         given = None if self.given is None else self.given[start:end]

@@ -118,17 +118,18 @@ class PredictionLog:
 
     def offer(self, entry: LogEntry) -> None:
         """Takes what there is room for and counts the rest as dropped."""
-        self.accepted += len(entry)
+        records = entry.count
+        self.accepted += records
         room = self._capacity - self.queued
-        if len(entry) > room:
+        if records > room:
             if not self.dropped:
                 log.warning("prediction_log_full", capacity=self._capacity)
-            self.dropped += len(entry) - max(0, room)
+            self.dropped += records - max(0, room)
             if room <= 0:
                 return
-            entry = entry.part(0, room)
+            entry, records = entry.part(0, room), room
         self._queue.append(entry)
-        self.queued += len(entry)
+        self.queued += records
         self._wake.set()
         if self.queued > self._high_water:
             self._pressed.set()
@@ -198,16 +199,16 @@ class PredictionLog:
     def _take(self) -> list[LogEntry]:
         """The oldest entries, some hundred records of them; they stay counted as queued until they are somewhere else."""
         batch = [self._queue.popleft()]
-        records = len(batch[0])
-        while self._queue and records + len(self._queue[0]) <= _BATCH:
+        records = batch[0].count
+        while self._queue and records + self._queue[0].count <= _BATCH:
             batch.append(self._queue.popleft())
-            records += len(batch[-1])
+            records += batch[-1].count
         return batch
 
     async def _to_stream(self, batch: list[LogEntry]) -> None:
         """Writes the batch, or puts it back and waits a little. What cannot wait goes to disk meanwhile."""
         began = time.monotonic()
-        records = sum(map(len, batch))
+        records = sum(entry.count for entry in batch)
         writing = asyncio.ensure_future(self._write(self._frames(batch)))
         try:
             while not writing.done():
@@ -275,7 +276,7 @@ class PredictionLog:
             self._disk_refuses_until = time.monotonic() + _DISK_PAUSE_S
             return False
         self._disk_refuses_until = 0.0
-        records = sum(map(len, batch))
+        records = sum(entry.count for entry in batch)
         self.queued -= records
         self.spilled += records
         self._spilt.set()

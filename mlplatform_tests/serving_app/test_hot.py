@@ -1,0 +1,188 @@
+"""The hot route on the wire: what it takes over from uvicorn and FastAPI has to look as theirs does, also where callers misbehave."""
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from serving_app.hot import HotRequest
+from serving_app.predictor import Predictor
+
+ROW = {"shop": "s1", "customer": 7, "placed_at": "2013-09-01T10:30:00Z", "price": 12.5, "items": 3, "channel": "store", "age": 30}
+PATH = "/v1/models/basket/predict"
+
+
+@pytest.fixture
+def hot_requests(monkeypatch) -> list[HotRequest]:
+    """Every request that the hot route took."""
+    taken: list[HotRequest] = []
+    init = HotRequest.__init__
+
+    def noted(self: HotRequest, *arguments: Any) -> None:
+        taken.append(self)
+        init(self, *arguments)
+
+    monkeypatch.setattr(HotRequest, "__init__", noted)
+    return taken
+
+
+@pytest.fixture
+def start(make_model, open_service, tmp_path) -> Callable[..., httpx.Client]:
+    def start(**settings: Any) -> httpx.Client:
+        make_model().into_cache(tmp_path)
+        client: httpx.Client = open_service(**settings)
+        return client
+
+    return start
+
+
+def request(path: str = PATH, body: Any = None, **fields: str) -> bytes:
+    content = json.dumps({"inputs": [ROW]} if body is None else body).encode()
+    head = {"Host": "localhost", "Content-Type": "application/json", "Content-Length": str(len(content))} | fields
+    return "\r\n".join([f"POST {path} HTTP/1.1", *(f"{k}: {v}" for k, v in head.items()), "", ""]).encode() + content
+
+
+def connect(client: httpx.Client) -> socket.socket:
+    return socket.create_connection((client.base_url.host, client.base_url.port or 80), 10)
+
+
+def answers(connection: socket.socket) -> Iterator[tuple[int, dict[str, str], Any]]:
+    """(status, header fields, body) of each answer, until the connection is closed."""
+    with connection.makefile("rb") as stream:
+        while line := stream.readline():
+            fields = dict(iter(lambda: tuple(stream.readline().decode().strip().lower().split(": ", 1)), ("",)))
+            yield int(line.split()[1]), fields, json.loads(stream.read(int(fields["content-length"])))
+
+
+def counted(client: httpx.Client, status: str) -> float:
+    lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith("mlplatform_requests_total")]
+    return sum(float(line.split()[-1]) for line in lines if f'status="{status}"' in line)
+
+
+def test_plain_requests_are_taken_and_all_others_left_to_the_application(start, hot_requests) -> None:
+    client = start()
+    assert client.post(PATH, json={"inputs": [ROW]}).status_code == 200
+    assert len(hot_requests) == 1
+    content = json.dumps({"inputs": [ROW]}).encode()
+    left: list[dict[str, Any]] = [
+        {"url": PATH + "?features=true", "content": content},
+        {"url": PATH, "content": content, "headers": {"content-type": "application/json; charset=utf-8"}},
+        {"url": PATH, "content": iter([content])},  # chunked
+        {"url": PATH, "content": content, "headers": {"origin": "http://localhost"}},
+        {"url": PATH.replace("basket", "b%61sket"), "content": content},
+        {"url": PATH, "content": b" " * 65_536 + content},
+    ]
+    for each in left:
+        headers = {"content-type": "application/json"} | each.pop("headers", {})
+        assert client.post(**each, headers=headers).status_code == 200, each
+    assert client.get(PATH).status_code == 405
+    assert len(hot_requests) == 1
+
+
+def test_both_ways_answer_with_the_same_header_fields(start, hot_requests) -> None:
+    client = start()
+    for body in ({"inputs": [ROW]}, {"inputs": []}):
+        both = [client.post(PATH + query, json=body).headers for query in ("", "?")]
+        hot, behind = ({k: v for k, v in fields.items() if k not in ("x-request-id", "date")} for fields in both)
+        assert hot == behind
+        assert both[0]["x-request-id"] != both[1]["x-request-id"]
+    assert len(hot_requests) == 2
+
+
+def test_requests_sent_without_waiting_are_answered_in_their_order(start) -> None:
+    client = start()
+    inputs = [{"inputs": [ROW | {"items": i}]} for i in range(1, 9)]
+    with connect(client) as connection:
+        # Every second one goes the long way.
+        connection.sendall(b"".join(request(PATH + ("?features=true" if i % 2 else ""), body) for i, body in enumerate(inputs)))
+        told = answers(connection)
+        got = [next(told) for _ in inputs]
+    alone = [client.post(PATH, json=body).json()["predictions"][0]["prediction"] for body in inputs]
+    assert [body["predictions"][0]["prediction"] for _, _, body in got] == alone
+
+
+def test_a_connection_that_is_to_be_closed_is_closed_after_its_answer(start) -> None:
+    with connect(start()) as connection:
+        connection.sendall(request(Connection="close"))
+        ((status, fields, _),) = answers(connection)
+    assert (status, fields["connection"]) == (200, "close")
+
+
+def test_an_answer_that_takes_too_long_is_504_and_its_place_is_free_again(start, redis_url) -> None:
+    client = start(serving_request_timeout_s=0.2, serving_body_timeout_s=0.2, serving_redis_timeout_s=5)
+    assert client.post(PATH, json={"inputs": [ROW]}).status_code == 200
+    with redis.Redis.from_url(redis_url) as store:
+        store.execute_command("CLIENT", "PAUSE", "800", "ALL")
+    late = client.post(PATH, json={"inputs": [ROW]})
+    assert (late.status_code, late.json()["type"]) == (504, "urn:mlplatform:problem:too-slow")
+    deadline = time.monotonic() + 10
+    while client.post(PATH, json={"inputs": [ROW]}).status_code != 200:
+        assert time.monotonic() < deadline
+    assert counted(client, "504") >= 1
+    assert "mlplatform_requests_in_work 1.0" in client.get("/metrics").text  # the one that asks
+
+
+def test_a_body_that_does_not_come_is_408_and_a_caller_who_leaves_before_its_end_is_counted(start) -> None:
+    client = start(serving_body_timeout_s=0.2)
+    with connect(client) as connection:
+        connection.sendall(request()[:-10])
+        ((status, fields, body),) = answers(connection)
+    assert (status, fields["connection"], body["type"]) == (408, "close", "urn:mlplatform:problem:body-too-slow")
+    with connect(client) as connection:
+        connection.sendall(request()[:-10])
+    deadline = time.monotonic() + 10
+    while counted(client, "499") < 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert counted(client, "408") == 1
+
+
+def test_what_nobody_foresaw_is_500_with_an_id_and_the_connection_goes_on(start, monkeypatch) -> None:
+    client = start()
+    answered = Predictor.answered
+
+    def broken(*arguments: Any) -> Any:
+        monkeypatch.setattr(Predictor, "answered", answered)
+        raise KeyError("a secret")
+
+    monkeypatch.setattr(Predictor, "answered", broken)
+    with connect(client) as connection:
+        connection.sendall(request() + request())
+        told = answers(connection)
+        (status, fields, body), (after, _, _) = next(told), next(told)
+    assert (status, after) == (500, 200)
+    assert body["request_id"] == fields["x-request-id"]
+    assert "secret" not in json.dumps(body)
+
+
+def test_a_caller_who_reads_no_answer_is_not_answered_without_end(start) -> None:
+    """Answers pile up in the service until its own limit for a connection, then it reads no more of this caller."""
+    client = start()
+    rows = request(body={"inputs": [ROW] * 100})
+    with connect(client) as connection:
+        connection.settimeout(0.5)
+        sent = 0
+        try:
+            while sent < 20_000:  # some 60 MB of answers
+                connection.sendall(rows)
+                sent += 1
+        except TimeoutError:
+            pass
+        assert sent < 20_000
+        assert client.post(PATH, json={"inputs": [ROW]}).status_code == 200
+
+
+def test_a_connection_without_a_request_is_closed_after_the_declared_time(make_model, run_service, tmp_path) -> None:
+    make_model().into_cache(tmp_path)
+    process = run_service(MLPLATFORM_SERVING_KEEP_ALIVE_S="1")
+    process.wait_ready()
+    url = httpx.URL(process.url)
+    with socket.create_connection((url.host, url.port or 80), 20) as connection:
+        connection.sendall(request())
+        ((status, _, _),) = answers(connection)  # ends when the service closes
+    assert status == 200
