@@ -73,10 +73,12 @@ def bench_serving(
     check: Annotated[bool, typer.Option("--check", help="Only compare answers with Booster.predict, bit by bit.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Only sample the service under the first load.")] = False,
     sink_dead: Annotated[bool, typer.Option("--sink-dead", help="Only what requests notice of a log whose Redis hangs.")] = False,
+    overload: Annotated[bool, typer.Option("--overload", help="Only three times the load that the service can answer.")] = False,
     home: Home = HERE,
     as_json: AsJson = False,
 ) -> None:
     """The prediction service under load, beside its peers: throughput, latency, CPU and memory. Needs wrk (`make bench-tools`)."""
+    from mlplatform.local.bench_serving import overload as over
     from mlplatform.local.bench_serving import run
     from mlplatform.local.bench_serving import sink_dead as dead
     from mlplatform.local.bench_serving.cases import CASES
@@ -86,7 +88,8 @@ def bench_serving(
     served = home if model else None
     loads, length = (dead.LOADS, dead.SECONDS) if sink_dead else (tuple(CASES), 3.0)
     options = run.Options(home / "bench", model or MODEL, served, chosen, _names(cases) or loads, seconds or length, rounds, scale)
-    command = run.run_check if check else run.run_profile if profile else dead.run_sink_dead if sink_dead else run.run_bench_serving
+    asked = ((check, run.run_check), (profile, run.run_profile), (sink_dead, dead.run_sink_dead), (overload, over.run_overload))
+    command = next((command for wanted, command in asked if wanted), run.run_bench_serving)
     raise typer.Exit(command(options, as_json))
 
 

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mlplatform.cli import app
-from mlplatform.local.bench_serving import open_loop, profile, run, sink_dead, world
+from mlplatform.local.bench_serving import open_loop, overload, profile, run, sink_dead, world
 from mlplatform.local.bench_serving.answers import unlike
 from mlplatform.local.bench_serving.cases import CASES, Measured
 from mlplatform.local.bench_serving.contenders import FASTAPI, MLSERVER, OURS
@@ -121,7 +121,7 @@ def test_wrk_sends_the_bodies_in_turn_and_counts_refused_ones(slow_server: tuple
 
 def test_the_open_loop_sends_every_request_whatever_comes_back(slow_server: tuple[int, list[bytes]]) -> None:
     port, seen = slow_server
-    found = open_loop.run(port, "/x", [b"a", b"b", b"c", b"fail"], rate=400, seconds=0.5)
+    found = open_loop.run(port, "/x", [b"a", b"b", b"c", b"fail"], rate=400, seconds=0.5, connections=64)
     assert sorted(set(seen)) == [b"a", b"b", b"c", b"fail"]
     assert (len(seen), found["requests"], found["errors"]) == (200, 150, 50)
 
@@ -131,8 +131,7 @@ def test_the_open_loop_counts_waiting_for_a_connection_as_latency(
 ) -> None:
     """One connection, an answer in ten takes 0.3 s: what is due meanwhile has waited. A slow machine only adds to that."""
     port, _ = slow_server
-    monkeypatch.setattr(open_loop, "CONNECTIONS", 1)
-    found = open_loop.run(port, "/x", [b"stall", *[b"a"] * 9], rate=50, seconds=0.4)
+    found = open_loop.run(port, "/x", [b"stall", *[b"a"] * 9], rate=50, seconds=0.4, connections=1)
     assert found["requests"] == 20
     assert found["p50_ms"] > 100
 
@@ -291,15 +290,54 @@ def test_the_p99_is_held_where_it_moves_by_less_than_five_percent_in_most_rounds
     assert not found([10.0], errors=1).held
 
 
+@needs_wrk
+@pytest.mark.timeout(300)
+def test_with_three_times_the_load_some_are_refused_and_the_others_answered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in {"_SINGLES": 500, "_HUNDREDS": 10}.items():
+        monkeypatch.setattr(run, name, size)
+    monkeypatch.setattr(world, "_TRAINING_ROWS", 5_000)
+    assert overload.run_overload(run.Options(tmp_path, peers=(), seconds=1.0, rounds=1), as_json=True) in (0, 1)
+    full, half, over = json.loads(capsys.readouterr().out)["loads"]
+    assert min(load["accepted/s"] for load in (full, half, over)) > 0
+    assert over["refused/s"] > 0
+
+
+def test_overload_is_held_where_enough_is_answered_soon_enough_and_half_the_load_is_answered_whole() -> None:
+    def found(per_s: float, p99_ms: float, refused: int = 9, refused_at_half: int = 0) -> overload.Found:
+        full, half = measured(OURS, 0, 100, 10.0), measured(OURS, 0, 50, 5.0, errors=refused_at_half)
+        return overload.Found([full], [half], [measured(OURS, 0, per_s, p99_ms, errors=refused)])
+
+    assert found(80, 20.0).held
+    assert not found(79, 20.0).held
+    assert not found(80, 20.1).held
+    assert not found(80, 20.0, refused=0).held
+    assert not found(80, 20.0, refused_at_half=1).held
+
+
 def test_the_command_serves_the_made_up_model_unless_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, run.Options]] = []
-    for module, name in ((run, "run_check"), (run, "run_profile"), (run, "run_bench_serving"), (sink_dead, "run_sink_dead")):
+    commands = (
+        (run, "run_check"),
+        (run, "run_profile"),
+        (run, "run_bench_serving"),
+        (sink_dead, "run_sink_dead"),
+        (overload, "run_overload"),
+    )
+    for module, name in commands:
         monkeypatch.setattr(module, name, lambda options, _, name=name: asked.append((name, options)) or 3)
     home = ["--home", str(tmp_path)]
-    for words in ([], ["--peers", "none", "--check"], ["--model", "flight_disruption", "--profile", "--cases", "open"], ["--sink-dead"]):
+    for words in (
+        [],
+        ["--peers", "none", "--check"],
+        ["--model", "flight_disruption", "--profile", "--cases", "open"],
+        ["--sink-dead"],
+        ["--overload"],
+    ):
         assert CliRunner().invoke(app, ["bench", "serving", *home, *words]).exit_code == 3
-    made_up, check, own, dead = (options for _, options in asked)
-    assert [name for name, _ in asked] == ["run_bench_serving", "run_check", "run_profile", "run_sink_dead"]
+    made_up, check, own, dead, _ = (options for _, options in asked)
+    assert [name for name, _ in asked] == ["run_bench_serving", "run_check", "run_profile", "run_sink_dead", "run_overload"]
     assert (made_up.seconds, dead.seconds) == (3.0, 60.0)
     assert (made_up.cases, dead.cases) == (tuple(CASES), ("1x64", "open"))
     assert (made_up.model, made_up.home, made_up.peers, check.peers) == (world.MODEL, None, None, ())

@@ -10,12 +10,12 @@ from mlplatform.local.bench_serving.load import LoadFigures
 
 @dataclass(frozen=True)
 class Case:
-    """`rows` inputs a request over `connections` (closed loop), or arriving at `rate` a second (open loop)."""
+    """`rows` inputs a request, in a closed loop over `connections`; with a `rate`, arriving at so many a second over at most so many."""
 
     name: str
     title: str
     rows: int
-    connections: int = 0
+    connections: int
     rate: float = 0.0
 
 
@@ -26,7 +26,7 @@ CASES = {
         Case("1x16", "1 row, c=16", 1, 16),
         Case("1x64", "1 row, c=64", 1, 64),
         Case("100x64", "100 rows, c=64", 100, 64),
-        Case("open", "1 row, 1,000 a second", 1, rate=1000.0),
+        Case("open", "1 row, 1,000 a second", 1, 64, rate=1000.0),
     )
 }
 

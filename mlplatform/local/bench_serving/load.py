@@ -58,12 +58,13 @@ def closed_loop(target: Target, connections: int, seconds: float) -> LoadFigures
     return parse_figures(_output(command, seconds))
 
 
-def open_loop(target: Target, rate: float, seconds: float) -> LoadFigures:
-    """Requests arrive at `rate` a second whatever the answers do; latency counts from when a request was due."""
+def open_loop(target: Target, rate: float, seconds: float, connections: int) -> LoadFigures:
+    """Requests arrive at `rate` a second whatever the answers do, over at most so many connections; latency counts from when a request
+    was due."""
     if target.bodies is None:
         raise ValueError("the open loop posts bodies")
     command = [sys.executable, "-m", "mlplatform.local.bench_serving.open_loop", str(target.port), target.path, str(target.bodies)]
-    return parse_figures(_output([*command, str(rate), str(seconds)], seconds))
+    return parse_figures(_output([*command, str(rate), str(seconds), str(connections)], seconds))
 
 
 def parse_figures(output: str) -> LoadFigures:

@@ -18,7 +18,6 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-CONNECTIONS = 64
 _LINGER_S = 20.0  # answers that are later than this after the last request was due count as errors
 
 
@@ -48,11 +47,11 @@ class _Connection:
         return int(status.split(b" ")[1]) if len(body) >= length else None
 
 
-def run(port: int, path: str, bodies: list[bytes], rate: float, seconds: float) -> dict[str, float]:
+def run(port: int, path: str, bodies: list[bytes], rate: float, seconds: float, connections: int) -> dict[str, float]:
     """Latencies run from the moment a request was due, in milliseconds."""
     requests = [_request(path, body) for body in bodies]
     chance, last = random.Random(1), rate * seconds  # noqa: S311  # no secret
-    free = [_Connection(socket.create_connection(("127.0.0.1", port))) for _ in range(CONNECTIONS)]
+    free = [_Connection(socket.create_connection(("127.0.0.1", port))) for _ in range(connections)]
     for connection in free:
         connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     busy: dict[socket.socket, _Connection] = {}
@@ -108,6 +107,6 @@ def _figures(latencies: list[float], errors: int, seconds: float) -> dict[str, f
 
 
 if __name__ == "__main__":
-    port, path, file, rate, seconds = sys.argv[1:]
-    found = run(int(port), path, Path(file).read_bytes().splitlines(), float(rate), float(seconds))
+    port, path, file, rate, seconds, connections = sys.argv[1:]
+    found = run(int(port), path, Path(file).read_bytes().splitlines(), float(rate), float(seconds), int(connections))
     print(f"FIGURES {json.dumps(found)}")  # noqa: T201  # a program's answer

@@ -80,4 +80,4 @@ class Racer:
 
     def load(self, case: Case, seconds: float) -> LoadFigures:
         target = Target(self.port, self.path, self.bodies.get(case.rows))
-        return open_loop(target, case.rate, seconds) if case.rate else closed_loop(target, case.connections, seconds)
+        return open_loop(target, case.rate, seconds, case.connections) if case.rate else closed_loop(target, case.connections, seconds)
