@@ -9,6 +9,7 @@ before there were hashes are hashed on reading, in order, so the first hash that
 """
 
 import hashlib
+import hmac
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -38,13 +39,22 @@ class Head:
     def __str__(self) -> str:
         return f"{self.sequence}:{self.hash}"
 
+    def signed(self, model: str, key: str) -> str:
+        """For a place others can write to: with a key, who has not got it cannot make one that counts."""
+        if not key:
+            return str(self)
+        return f"{self}:{hmac.new(key.encode(), f'{model}:{self}'.encode(), hashlib.sha256).hexdigest()}"
+
     @classmethod
-    def parse(cls, text: str, source: str) -> "Head":
-        """What `str` wrote. Raises ValueError."""
-        number, _, digest = text.partition(":")
-        if not number.isdigit() or len(digest) != 64:
-            raise ValueError(f"'{text[:80]}' is no head of a ledger")
-        return cls(int(number), digest, source)
+    def parse(cls, text: str, source: str, model: str = "", key: str = "") -> "Head":
+        """What `signed` wrote, or `str` where no key is given. Raises ValueError."""
+        number, _, rest = text.partition(":")
+        if not number.isascii() or not number.isdigit():
+            raise ValueError(f"{source} holds no head of a ledger: '{text[:20]}'")
+        head = cls(int(number), rest.partition(":")[0], source)
+        if key and not hmac.compare_digest(text.encode(), head.signed(model, key).encode()):
+            raise ValueError(f"the head in {source} was not signed with MLPLATFORM_SIGNING_KEY")
+        return head
 
 
 @dataclass(frozen=True)

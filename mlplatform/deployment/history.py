@@ -20,7 +20,7 @@ MOVES: Final = ("promote", "rollback")
 
 
 @dataclass(frozen=True)
-class Serving:
+class Served:
     """Who answers, as the ledger tells it. `since`: when it last changed; None before anything did."""
 
     production: int | None = None
@@ -41,9 +41,7 @@ class Serving:
         return {PRODUCTION: self.production, CANARY: self.canary, SHADOW: self.shadow}.get(serves)
 
     def shares(self) -> tuple[tuple[str, int | None, float], ...]:
-        """(variant, version, percent of the entities) of everything that answers callers; empty while nothing serves."""
-        if self.production is None:
-            return ()
+        """(variant, version, percent of the entities) of everything that answers callers; the version None where an alias is not there."""
         rest = 100 - self.canary_weight
         rows: list[tuple[str, int | None, float]] = [(CHAMPION_VARIANT, self.production, rest)]
         if (experiment := self.rules.experiment) is not None:
@@ -51,9 +49,9 @@ class Serving:
         return (*rows, *([(CANARY_VARIANT, self.canary, self.canary_weight)] if self.canary_weight else []))
 
 
-def changes(entries: Iterable[LedgerEntry]) -> Iterator[tuple[LedgerEntry, Serving]]:
+def changes(entries: Iterable[LedgerEntry]) -> Iterator[tuple[LedgerEntry, Served]]:
     """Each entry that changed who answers or is asked, with what served from then on."""
-    now, latest = Serving(), None
+    now, latest = Served(), None
     for entry in entries:
         latest = entry.at if latest is None else max(latest, entry.at)
         after = replace(_after(now, entry), since=now.since)
@@ -62,9 +60,9 @@ def changes(entries: Iterable[LedgerEntry]) -> Iterator[tuple[LedgerEntry, Servi
             yield entry, now
 
 
-def served_at(entries: Sequence[LedgerEntry], at: datetime) -> Serving:
+def served_at(entries: Sequence[LedgerEntry], at: datetime) -> Served:
     """What served at `at` (a time with a zone); `entries` in the order written."""
-    found = Serving()
+    found = Served()
     for _, serving in changes(entries):
         if serving.since is None or serving.since > at:
             break
@@ -72,15 +70,15 @@ def served_at(entries: Sequence[LedgerEntry], at: datetime) -> Serving:
     return found
 
 
-def latest(entries: Sequence[LedgerEntry]) -> Serving:
+def latest(entries: Sequence[LedgerEntry]) -> Served:
     """What serves after the last entry."""
-    found = Serving()
+    found = Served()
     for _, found in changes(entries):
         pass
     return found
 
 
-def _after(now: Serving, entry: LedgerEntry) -> Serving:
+def _after(now: Served, entry: LedgerEntry) -> Served:
     if entry.alias == PRODUCTION and entry.action in MOVES:
         return now if entry.version is None else replace(now, production=entry.version)
     if entry.action == CANARY:

@@ -12,12 +12,14 @@ from redis import Redis
 from mlplatform.clients.registry import NewVersion, Registry
 from mlplatform.contracts import (
     CANARY,
+    EVALUATION_TAG,
     GATES_TAG,
     MODELS_CHANNEL,
     PREVIOUS,
     PRODUCTION,
     SHADOW,
     TRAFFIC_TAG,
+    VERIFIED_TAG,
     CanaryRule,
     ContractFeature,
     ServingContract,
@@ -31,6 +33,7 @@ from mlplatform.orchestration.summaries import store_summary
 from mlplatform.orchestration.traffic_state import set_canary_weight, set_rules, set_side, traffic_state
 from mlplatform.records import SkewSummary, TrainingManifest
 from mlplatform.settings import load_settings
+from mlplatform.verified import Identity, seal
 
 _NUMBERS = itertools.count(1)
 
@@ -78,7 +81,8 @@ def model(registry: Registry, booster: bytes, tmp_path: Path) -> str:
     manifest = TrainingManifest(name, "s", 1, 1, ("x",), "abc", {}, "def", {}, {}, 0.5, {})
     for verdict in ("passed", "passed", "refused"):
         version = registry.log_version(NewVersion(contract, manifest, tmp_path / "files"))
-        registry.set_tags(version, {GATES_TAG: verdict})
+        told = {VERIFIED_TAG: seal("", Identity(name, version.version, contract.digest(), contract.model_sha256), "{}")}
+        registry.set_tags(version, {GATES_TAG: verdict, EVALUATION_TAG: "{}", **(told if verdict == "passed" else {})})
     return name
 
 
