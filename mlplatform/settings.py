@@ -58,7 +58,8 @@ class Settings(BaseSettings):
     dagster_url: str = Field("http://127.0.0.1:3000", description="Where the Dagster UI answers")
     reports_url: str = Field("", description="Where HOME/reports is served; empty: links are files, or objects beside an S3 lake")
     signing_key: SecretStr = Field(
-        SecretStr(""), description="Key of the seal on versions that passed their gates; the same for platform and service. Empty: a bare hash"
+        SecretStr(""),
+        description="Key of the seal on versions that passed their gates; the same for platform and service. Empty: a bare hash",
     )
     actor: str = Field("", description="Who acts, as the deployment history names them. Default: the user of the operating system")
     alert_webhook: SecretStr = Field(

@@ -37,7 +37,13 @@ def test_edited_tags_break_the_seal(key: str, change: dict[str, str], why: str) 
 
 
 @pytest.mark.parametrize(
-    "other", [replace(IDENTITY, version=4), replace(IDENTITY, model="n"), replace(IDENTITY, contract_digest="e"), replace(IDENTITY, model_sha256="b")]
+    "other",
+    [
+        replace(IDENTITY, version=4),
+        replace(IDENTITY, model="n"),
+        replace(IDENTITY, contract_digest="e"),
+        replace(IDENTITY, model_sha256="b"),
+    ],
 )
 def test_a_seal_copied_to_another_version_or_other_files_does_not_fit(other: Identity) -> None:
     assert "does not fit" in why_unverified("", other, Sealed.from_tags(tags("")))

@@ -57,7 +57,7 @@ class Alerts:
         except Exception as fault:  # noqa: BLE001  # whatever a sink does, the deployment goes on
             self.failed[sink] += 1
             # Not its text: libraries put the address into it, and the address is the secret.
-            log.error("alert_failed", sink=sink, kind=alert.kind, model=alert.model, fault=_named(fault))  # noqa: TRY400
+            log.error("alert_failed", sink=sink, kind=alert.kind, model=alert.model, fault=_named(fault))
         else:
             self.sent[sink] += 1
 

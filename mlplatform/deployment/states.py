@@ -75,9 +75,7 @@ def states(entries: Iterable[LedgerEntry]) -> dict[int, State]:
 _VERDICTS: Final = ("approve", "reject", "refuse", "pass")
 
 
-def _judge(
-    version: int, entry: LedgerEntry, found: dict[int, State], before_canary: dict[int, State], by_person: set[int]
-) -> None:
+def _judge(version: int, entry: LedgerEntry, found: dict[int, State], before_canary: dict[int, State], by_person: set[int]) -> None:
     now = found.setdefault(version, State.CANDIDATE)
     after = now
     if entry.action == "approve":

@@ -174,9 +174,7 @@ def unapproved(clients: Clients, version: ModelVersion) -> tuple[str, ...]:
     """Why nobody's agreement lets the version answer callers; empty where it may."""
     evaluation = evaluation_sha256(Sealed.from_tags(version.tags).evaluation)
     trained_by = version.tags.get(TRAINED_BY_TAG, "")
-    return approval_reasons(
-        approval_needed(version.model), clients.ledger.entries(version.model), version.version, trained_by, evaluation
-    )
+    return approval_reasons(approval_needed(version.model), clients.ledger.entries(version.model), version.version, trained_by, evaluation)
 
 
 def approve(clients: Clients, model: str, number: int, actor: str, reason: str, run_id: str = "") -> bool:
