@@ -93,7 +93,7 @@ def rebuild(view: ViewName, home: Home = HERE) -> None:
     from mlplatform.queries_features import plan_of
 
     clients = _clients(home)
-    built = rebuild_online(clients, plan_of(clients.settings, view), by=f"{actor()}: mlplatform online rebuild")
+    built = rebuild_online(clients, plan_of(clients.settings, view), by=f"{actor(clients.settings)}: mlplatform online rebuild")
     say(f"{view}: generation {built.generation} is read now: {built.entities} entities, {built.sample} compared bit by bit")
 
 
@@ -106,7 +106,7 @@ def restore(view: ViewName, home: Home = HERE) -> None:
     from mlplatform.queries import actor
 
     clients = _clients(home)
-    manifest = move(clients.online, ONLINE_PROJECT, view, at=clients.clock.now(), by=actor())
+    manifest = move(clients.online, ONLINE_PROJECT, view, at=clients.clock.now(), by=actor(clients.settings))
     now = pointer_of(clients.online, ONLINE_PROJECT, view)
     before = now.previous.number if now.previous else "none"
     say(f"{view}: generation {now.current.number if now.current else 'none'} is read now, instead of {before}; built {manifest.built_at}")

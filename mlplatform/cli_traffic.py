@@ -33,12 +33,13 @@ def traffic(
     changing = any(option is not None for option in (canary, canary_version, shadow_version, rules))
     from mlplatform.orchestration.resources import Clients
     from mlplatform.orchestration.traffic_state import traffic_state
+    from mlplatform.queries import require_redis
 
     clients = Clients(settings_of(home))
     clients.registry.check()
     faults: list[str] = []
     if changing:
-        clients.redis.ping()
+        require_redis(clients.settings)
         faults = _change(clients, model, canary, canary_version, shadow_version, rules, reason)
     state = traffic_state(clients, model)
     if as_json:
@@ -64,7 +65,7 @@ def _change(
     from mlplatform.orchestration.traffic_state import set_canary_weight, set_rules, set_side
     from mlplatform.queries import actor
 
-    who = {"actor": actor(), "reason": reason}
+    who = {"actor": actor(clients.settings), "reason": reason}
     given = TrafficRules.model_validate_json(rules.read_text()) if rules is not None else None
     steps = []
     if canary_version == _NONE:

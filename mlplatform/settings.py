@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     reports_url: str = Field("", description="Where HOME/reports is served; empty: links are files, or objects beside an S3 lake")
     signing_key: SecretStr = Field(
         SecretStr(""),
-        description="Key of the seal on versions that passed their gates; the same for platform and service. Empty: a bare hash",
+        description="Key of the seals on versions that passed their gates, the same on both sides; empty: a bare hash",
     )
     actor: str = Field("", description="Who acts, as the deployment history names them. Default: the user of the operating system")
     alert_webhook: SecretStr = Field(

@@ -2,12 +2,15 @@
 
 Belongs here: sending a message that is already worded. Does not belong here: what is worth an alert.
 
-A sink that fails is logged and counted and changes nothing else: no deployment waits for a chat. Addresses with their secrets stand in no log.
+A sink that fails is logged and counted and changes nothing else: no deployment waits for a chat. Addresses, which hold secrets,
+stand in no log.
 """
 
 import json
+import logging
 import smtplib
 import ssl
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,12 +19,11 @@ from email.message import EmailMessage
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-import structlog
-
 from mlplatform.settings import Settings
 
 _TIMEOUT_S: Final = 5.0
-log = structlog.get_logger(__name__)
+# The library's own: a command line prints its answers where structlog would print its lines.
+log = logging.getLogger("mlplatform.alerts")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Alerts:
 
     def send(self, alert: Alert) -> None:
         """To every sink there is; waits at most some seconds for each. Never raises."""
-        log.warning("alert", kind=alert.kind, model=alert.model, text=alert.text, **{f"fact_{k}": v for k, v in alert.facts.items()})
+        log.warning("alert %s: %s %s", alert.kind, alert.text, json.dumps(dict(alert.facts)))
         self.sent["log"] += 1
         if self._settings.alert_webhook.get_secret_value():
             self._try("webhook", self._post, alert)
@@ -57,7 +59,7 @@ class Alerts:
         except Exception as fault:  # noqa: BLE001  # whatever a sink does, the deployment goes on
             self.failed[sink] += 1
             # Not its text: libraries put the address into it, and the address is the secret.
-            log.error("alert_failed", sink=sink, kind=alert.kind, model=alert.model, fault=_named(fault))
+            log.error("alert %s of %s could not be sent by %s: %s", alert.kind, alert.model, sink, _named(fault))
         else:
             self.sent[sink] += 1
 
@@ -67,8 +69,12 @@ class Alerts:
         if not address.startswith(("http://", "https://")):
             raise ValueError("no http address")
         request = urllib.request.Request(address, body, {"Content-Type": "application/json"}, method="POST")  # noqa: S310  # looked at above
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
-            answer.read(1000)
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
+                answer.read(1000)
+        except urllib.error.HTTPError as refused:
+            with refused:  # it holds the connection
+                raise
 
     def _mail(self, alert: Alert) -> None:
         server = urlsplit(self._settings.alert_smtp.get_secret_value())

@@ -217,7 +217,8 @@ class Registry:
             with urllib.request.urlopen(f"{self.tracking_uri}/health", timeout=self._timeout_s) as answer:  # noqa: S310 - http(s) only
                 answer.read()
         except (urllib.error.URLError, OSError) as down:
-            raise RegistryUnreachableError(f"the MLflow server at {self._shown} does not answer: {down}") from down
+            reason = getattr(down, "reason", None) or down  # its own text is `<urlopen error …>`
+            raise RegistryUnreachableError(f"the MLflow server at {self._shown} does not answer: {reason}") from down
 
     # --- inside --------------------------------------------------------------------------------------------------
 

@@ -72,10 +72,7 @@ def served_at(entries: Sequence[LedgerEntry], at: datetime) -> Served:
 
 def latest(entries: Sequence[LedgerEntry]) -> Served:
     """What serves after the last entry."""
-    found = Served()
-    for _, found in changes(entries):
-        pass
-    return found
+    return next((served for _, served in reversed([*changes(entries)])), Served())
 
 
 def _after(now: Served, entry: LedgerEntry) -> Served:

@@ -55,10 +55,17 @@ def second_serves(clients: Clients, model: str) -> None:
     promote(clients, model, 2, "ann")
 
 
+def back_to_one(clients: Clients, model: str) -> None:
+    """A person who asks again after a fault looks first."""
+    found = clients.registry.by_alias(model, PRODUCTION)
+    if found is not None and found.version == 2:
+        roll_back(clients, model, "bad", "ann")
+
+
 STEPS = {
     "first promotion": (lambda clients, model: None, first_serves, {PRODUCTION: 1}, (1, None, 0)),
     "promotion": (first_serves, lambda c, m: promote(c, m, 2, "ann"), {PRODUCTION: 2, PREVIOUS: 1}, (2, None, 0)),
-    "rollback": (second_serves, lambda c, m: back_to_one(c, m), {PRODUCTION: 1}, (1, None, 0)),
+    "rollback": (second_serves, back_to_one, {PRODUCTION: 1}, (1, None, 0)),
     "approval": (first_serves, lambda c, m: approve(c, m, 2, "ann", "good"), {PRODUCTION: 1}, (1, None, 0)),
     "canary": (first_serves, lambda c, m: set_canary(c, m, 2, 5, "judge", "go"), {PRODUCTION: 1, CANARY: 2}, (1, 2, 5)),
     "step": (canary_at_five, lambda c, m: set_canary(c, m, 2, 25, "judge", "on"), {PRODUCTION: 1, CANARY: 2}, (1, 2, 25)),
@@ -66,13 +73,6 @@ STEPS = {
     "bad end": (canary_at_five, lambda c, m: finish_canary(c, m, 2, "reject", "judge", "worse"), {PRODUCTION: 1}, (1, None, 0)),
     "no end": (canary_at_five, lambda c, m: finish_canary(c, m, 2, "end", "ann", "later"), {PRODUCTION: 1}, (1, None, 0)),
 }
-
-
-def back_to_one(clients: Clients, model: str) -> None:
-    """A person who asks again after a fault looks first."""
-    found = clients.registry.by_alias(model, PRODUCTION)
-    if found is not None and found.version == 2:
-        roll_back(clients, model, "bad", "ann")
 
 
 def agrees(clients: Clients, model: str) -> None:
