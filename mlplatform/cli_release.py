@@ -82,9 +82,8 @@ def approve(model: Model, number: Number, reason: Reason, actor: Actor = "", hom
     """Sign a version off whose gates passed, with the evaluation it has now; recorded."""
     clients = _writing(home, model)
     from mlplatform.orchestration.release_state import approve as sign_off
-    from mlplatform.queries import actor as user
 
-    new = sign_off(clients, model, number, actor or user(clients.settings), reason)
+    new = sign_off(clients, model, number, actor or clients.settings.acts_as, reason)
     say(f"{model}: version {number} is approved{'' if new else ' already'}")
 
 
@@ -92,9 +91,8 @@ def reject(model: Model, number: Number, reason: Reason, actor: Actor = "", home
     """Keep a version from serving until somebody approves it; recorded."""
     clients = _writing(home, model)
     from mlplatform.orchestration.release_state import reject as turn_down
-    from mlplatform.queries import actor as user
 
-    new = turn_down(clients, model, number, actor or user(clients.settings), reason)
+    new = turn_down(clients, model, number, actor or clients.settings.acts_as, reason)
     say(f"{model}: version {number} is rejected{'' if new else ' already'}")
 
 
@@ -102,9 +100,8 @@ def promote(model: Model, number: Number, actor: Actor = "", home: Home = HERE) 
     """Let a version serve that passed its gates. Status 1 where it is refused; either is recorded."""
     clients = _writing(home, model)
     from mlplatform.orchestration.serving_state import promote as move
-    from mlplatform.queries import actor as user
 
-    decision = move(clients, model, number, actor=actor or user(clients.settings), by_hand=True)
+    decision = move(clients, model, number, actor=actor or clients.settings.acts_as, by_hand=True)
     _tell(decision)
     raise typer.Exit(1 if decision.action == "refuse" else 0)
 
@@ -113,9 +110,8 @@ def rollback(model: Model, reason: Reason, actor: Actor = "", home: Home = HERE)
     """Back to the version that served before, in one step; recorded."""
     clients = _writing(home, model)
     from mlplatform.orchestration.serving_state import roll_back
-    from mlplatform.queries import actor as user
 
-    _tell(roll_back(clients, model, reason, actor=actor or user(clients.settings)))
+    _tell(roll_back(clients, model, reason, actor=actor or clients.settings.acts_as))
 
 
 def _writing(home: Path, model: str) -> "Clients":

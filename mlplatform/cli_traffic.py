@@ -63,9 +63,8 @@ def _change(
 
     from mlplatform.contracts import CANARY, SHADOW, TrafficRules
     from mlplatform.orchestration.traffic_state import set_canary_weight, set_rules, set_side
-    from mlplatform.queries import actor
 
-    who = {"actor": actor(clients.settings), "reason": reason}
+    who = {"actor": clients.settings.acts_as, "reason": reason}
     given = TrafficRules.model_validate_json(rules.read_text()) if rules is not None else None
     steps = []
     if canary_version == _NONE:

@@ -4,7 +4,6 @@ Belongs here: asking the platform's parts and putting the answers together. Does
 (`queries_features`), printing (`cli`), changing anything. Heavy libraries are imported by the question that needs them.
 """
 
-import getpass
 import json
 import os
 import urllib.error
@@ -69,16 +68,6 @@ def built_home(home: Path) -> "Settings":
     if "://" not in settings.lake_root and not Path(settings.lake_root).exists() and not any(trace.exists() for trace in traces):
         raise NothingBuiltError(f"{home} holds no platform")
     return settings
-
-
-def actor(settings: "Settings") -> str:
-    """Who asks for it, as the history names them: the setting, else the system's user."""
-    if settings.actor:
-        return settings.actor
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return f"uid {os.getuid()}"  # a container's user without a name
 
 
 def _recorded_environment(home: Path) -> dict[str, str]:

@@ -3,6 +3,8 @@
 Belongs here: names, types, defaults and what production refuses. Does not belong here: reading settings at import.
 """
 
+import getpass
+import os
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
@@ -74,6 +76,16 @@ class Settings(BaseSettings):
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda[:n]; cuda fails loudly where there is none"
     )
+
+    @property
+    def acts_as(self) -> str:
+        """Who asks for what this process does, as the deployment history names them."""
+        if self.actor:
+            return self.actor
+        try:
+            return getpass.getuser()
+        except (OSError, KeyError):
+            return f"uid {os.getuid()}"  # a container's user without a name
 
     @property
     def lake_root(self) -> str:

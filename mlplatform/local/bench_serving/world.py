@@ -18,9 +18,20 @@ import polars as pl
 from redis import Redis
 
 from mlplatform.clients.registry import NewVersion, Registry
-from mlplatform.contracts import ONLINE_PROJECT, PRODUCTION, ContractFeature, ContractField, ContractView, ServingContract
+from mlplatform.contracts import (
+    EVALUATION_TAG,
+    GATES_TAG,
+    ONLINE_PROJECT,
+    PRODUCTION,
+    VERIFIED_TAG,
+    ContractFeature,
+    ContractField,
+    ContractView,
+    ServingContract,
+)
 from mlplatform.feature_store.writer import write_frame
 from mlplatform.records import TrainingManifest
+from mlplatform.verified import Identity, seal
 
 MODEL = "bench"
 ENTITIES = 10_000
@@ -121,7 +132,10 @@ class World:
         """Logs the model the way the platform does, with the alias `production`. Returns its version."""
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / MODEL_FILE).write_bytes(self.model_file.read_bytes())
-            version = registry.log_version(NewVersion(self.contract(), _manifest(), Path(folder)))
+            contract = self.contract()
+            version = registry.log_version(NewVersion(contract, _manifest(), Path(folder)))
+        identity = Identity(MODEL, version.version, contract.digest(), contract.model_sha256)
+        registry.set_tags(version, {GATES_TAG: "passed", EVALUATION_TAG: "{}", VERIFIED_TAG: seal("", identity, "{}")})
         registry.set_alias(MODEL, PRODUCTION, version.version)
         return version.version
 
