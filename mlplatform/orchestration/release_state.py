@@ -68,8 +68,8 @@ def found_differences(clients: Clients, model: str) -> tuple[Difference, ...]:
 def settle(clients: Clients, model: str, actor: str, run_id: str = "", *, moves: bool = True) -> tuple[Difference, ...]:
     """Completes or undoes what was cut off or done by hand; returns what it found. Every step may be repeated.
 
-    Everything that changes a deployment begins with this. `moves`: also record a move of `production` that the ledger missed; whoever
-    decides about `production` next does that itself.
+    Everything that changes a deployment begins with this. `moves`: also record a move of `production` that the ledger missed, and
+    renew tags; whoever decides about `production` next does both itself, once what serves is right.
     """
     versions = clients.registry.versions(model)
     _seal_of_before(clients, model, versions)
@@ -82,8 +82,9 @@ def settle(clients: Clients, model: str, actor: str, run_id: str = "", *, moves:
                 _record_move(clients, model, actor, run_id)
         else:
             _record_late(clients, model, difference, actor, run_id)
-    write_states(clients, model)
-    note_head(clients, model)
+    if moves:
+        write_states(clients, model)
+        note_head(clients, model)
     return found
 
 

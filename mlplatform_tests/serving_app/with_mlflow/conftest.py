@@ -65,6 +65,7 @@ class Mlflow:
             contract = ServingContract.model_validate_json(files[CONTRACT_FILE])
             identity = Identity(model, number, contract.digest(), contract.model_sha256)
             told = {GATES_TAG: "passed", EVALUATION_TAG: "{}", VERIFIED_TAG: seal(key, identity, "{}")}
+            told |= {"contract_digest": identity.contract_digest, "model_sha256": identity.model_sha256}
             for name, value in told.items():
                 self.tag_version(model, number, name, value)
         return number
