@@ -64,19 +64,19 @@ def _change(
     from mlplatform.contracts import CANARY, SHADOW, TrafficRules
     from mlplatform.orchestration.traffic_state import set_canary_weight, set_rules, set_side
 
-    who = {"actor": clients.settings.acts_as, "reason": reason}
+    who = (clients.settings.acts_as, reason)
     given = TrafficRules.model_validate_json(rules.read_text()) if rules is not None else None
     steps = []
     if canary_version == _NONE:
-        steps.append(partial(set_canary_weight, clients, model, 0.0, **who))
+        steps.append(partial(set_canary_weight, clients, model, 0.0, *who))
     if canary_version is not None:
-        steps.append(partial(set_side, clients, model, CANARY, _number(canary_version), **who))
+        steps.append(partial(set_side, clients, model, CANARY, _number(canary_version), *who))
     if shadow_version is not None:
-        steps.append(partial(set_side, clients, model, SHADOW, _number(shadow_version), **who))
+        steps.append(partial(set_side, clients, model, SHADOW, _number(shadow_version), *who))
     if given is not None:
-        steps.append(partial(set_rules, clients, model, given, **who))
+        steps.append(partial(set_rules, clients, model, given, *who))
     if canary is not None:
-        steps.append(partial(set_canary_weight, clients, model, canary, **who))
+        steps.append(partial(set_canary_weight, clients, model, canary, *who))
     for step in steps:
         change = step()
         if change.refused:

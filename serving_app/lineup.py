@@ -109,8 +109,8 @@ def _ref_to_json(ref: VersionRef) -> dict[str, Any]:
 
 def _ref_from_json(model: str, told: object) -> VersionRef | None:
     match told:
-        case {"version": int(version), "source": str(source)}:
-            return VersionRef(model, version, source, _sealed_from_json(told.get("sealed")))
+        case {"version": int(version), "source": str(source), **others}:
+            return VersionRef(model, version, source, _sealed_from_json(others.get("sealed")))
     return None
 
 

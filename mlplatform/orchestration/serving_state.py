@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlplatform.contracts import MODELS_CHANNEL, PREVIOUS, PRODUCTION
-from mlplatform.deployment.decide import Decision, Serving, decide_promotion, decide_rollback, ledger_entries, skew_reasons
+from mlplatform.deployment.decide import (
+    Decision,
+    NothingToRollBackToError,
+    Serving,
+    decide_promotion,
+    decide_rollback,
+    ledger_entries,
+    skew_reasons,
+)
+from mlplatform.deployment.states import State, states
 from mlplatform.orchestration.recording import record
 from mlplatform.orchestration.release_state import settle, signed_off, unapproved, unverified, write_states
 from mlplatform.orchestration.resources import Clients
@@ -76,8 +85,15 @@ def promote(
 def roll_back(
     clients: Clients, model: str, reason: str, actor: str, run_id: str = "", evidence: Mapping[str, Any] | None = None
 ) -> Decision:
-    """Back to the version that served before. Raises NothingToRollBackToError."""
+    """Back to the version that served before. Raises NothingToRollBackToError, also where that one must not answer any more."""
     settle(clients, model, actor, run_id, moves=False)
     decision = decide_rollback(serving_state(clients, model), reason)
+    if decision.writes:
+        target = clients.registry.version(model, decision.version)
+        rejected = states(clients.ledger.entries(model)).get(target.version) is State.REJECTED
+        if why := "it was rejected since" if rejected else unverified(clients, target):
+            raise NothingToRollBackToError(
+                f"version {target.version} of {model}, which served before, must not answer: {why}; promote another"
+            )
     carry_out(clients, decision, actor, run_id, evidence)
     return decision

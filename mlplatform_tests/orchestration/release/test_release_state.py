@@ -21,15 +21,18 @@ from mlplatform.contracts import (
     CanaryRule,
     TrafficRules,
 )
+from mlplatform.deployment.decide import NothingToRollBackToError
 from mlplatform.deployment.history import latest
 from mlplatform.orchestration import release_state, resources
+from mlplatform.orchestration.assets.evaluation import record
 from mlplatform.orchestration.automation.approvals import release_judgement
 from mlplatform.orchestration.automation.guard import guard_sensor
 from mlplatform.orchestration.canary_state import finish_canary, set_canary
 from mlplatform.orchestration.recording import verify_ledger
 from mlplatform.orchestration.release_state import ReleaseRefusedError, approve, found_differences, reject, settle
 from mlplatform.orchestration.resources import PlatformResource
-from mlplatform.orchestration.serving_state import promote
+from mlplatform.orchestration.serving_state import promote, roll_back
+from mlplatform.records import Evaluation, GateResult
 from mlplatform.settings import load_settings
 from mlplatform.specs import ModelSpec, Split
 
@@ -191,6 +194,33 @@ def test_a_dagster_run_judges_with_approver_and_reason(clients, model, approved,
     assert done.success
     entry = clients.ledger.entries(model)[-1]
     assert (entry.action, entry.actor, entry.reason, entry.run_id) == (action, "zoe", "read it", done.run_id)
+
+
+def test_a_rollback_to_a_version_that_must_not_answer_any_more_is_refused(clients, model, registry):
+    promote(clients, model, 1, "ann")
+    promote(clients, model, 2, "ann")
+    reject(clients, model, 1, "bob", "leaks")
+    with pytest.raises(NothingToRollBackToError, match="it was rejected since; promote another"):
+        roll_back(clients, model, "worse", "ann")
+    approve(clients, model, 1, "bob", "no")
+    registry.set_tags(registry.version(model, 1), {VERIFIED_TAG: ""})
+    with pytest.raises(NothingToRollBackToError, match="no seal"):
+        roll_back(clients, model, "worse", "ann")
+    assert carried(clients, model)[PRODUCTION] == 2
+
+
+def test_the_gates_verdict_seals_a_version_or_takes_its_seal_and_both_are_entries(clients, model, registry):
+    def judged(passed):
+        version = registry.version(model, 2)
+        gate = GateResult("auc_minimum", passed, 0.7, ">= 0.6", "measured")
+        record(clients, version, Evaluation(model, 2, 9, {"auc": 0.7}, {}, None, None, (), (gate,)), {}, f"run-{passed}")
+        return release_state.unverified(clients, registry.version(model, 2))
+
+    assert judged(True) == ""
+    judged(True)
+    assert "did not pass" in judged(False)
+    assert [(e.action, e.actor, e.version) for e in clients.ledger.entries(model)] == [("pass", "gates", 2), ("refuse", "gates", 2)]
+    assert by_tag(clients, model)[2] == "rejected"
 
 
 # --- canary ---------------------------------------------------------------------------------------------------------
