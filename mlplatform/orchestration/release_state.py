@@ -72,7 +72,7 @@ def settle(clients: Clients, model: str, actor: str, run_id: str = "", *, moves:
     renew tags; whoever decides about `production` next does both itself, once what serves is right.
     """
     versions = clients.registry.versions(model)
-    _seal_of_before(clients, model, versions)
+    seal_of_before(clients, model, versions)
     found = _compared(clients, model, versions)
     for difference in found:
         if difference.why:
@@ -150,7 +150,7 @@ def _record_late(clients: Clients, model: str, difference: Difference, actor: st
         record(clients, LedgerEntry(now, model, "traffic", CANARY, recorded.canary, recorded.canary, actor, _LATE, run_id, evidence))
 
 
-def _seal_of_before(clients: Clients, model: str, versions: tuple[ModelVersion, ...]) -> None:
+def seal_of_before(clients: Clients, model: str, versions: tuple[ModelVersion, ...]) -> None:
     """A version that was promoted before there were seals gets its own, once: its promotion stands in the ledger without a hash."""
     bare = [v for v in versions if v.tags.get(GATES_TAG) == "passed" and VERIFIED_TAG not in v.tags]
     if not bare:

@@ -9,7 +9,7 @@ import dagster as dg
 from mlplatform.clients.registry import UnknownModelError
 from mlplatform.orchestration.automation.decisions import guard
 from mlplatform.orchestration.recording import alert_broken, verify_ledger
-from mlplatform.orchestration.release_state import found_differences, settle
+from mlplatform.orchestration.release_state import found_differences, seal_of_before, settle
 from mlplatform.orchestration.resources import PlatformResource
 from mlplatform.specs import ModelSpec
 
@@ -26,6 +26,7 @@ def guard_sensor(spec: ModelSpec) -> dg.SensorDefinition:
     def watch(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SensorResult:
         clients = platform.clients
         try:
+            seal_of_before(clients, spec.name, clients.registry.versions(spec.name))
             found = found_differences(clients, spec.name)
         except UnknownModelError:
             return dg.SensorResult(skip_reason="no version is registered yet", cursor=context.cursor)
