@@ -132,8 +132,8 @@ def _writing(home: Path, model: str) -> "Clients":
 def _reading(home: Path, model: str) -> "Clients":
     settings = settings_of(home)
     # MLflow's own client would go on for a quarter of an hour with a server whose health page answers and nothing else.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     from mlplatform.orchestration.resources import Clients
     from mlplatform.queries import require_known
 
