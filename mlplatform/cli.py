@@ -7,25 +7,20 @@ platform. Nothing heavy is imported before a command runs, so that `--help` answ
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from mlplatform import cli_features
+from mlplatform import cli_features, cli_release
 from mlplatform.cli_bench import bench
 from mlplatform.cli_keys import keys
 from mlplatform.cli_online import online
-from mlplatform.cli_options import HERE, AsJson, Home
+from mlplatform.cli_options import HERE, AsJson, Home, Model
 from mlplatform.cli_options import now as _now
 from mlplatform.cli_options import settings_of as _settings
 from mlplatform.cli_stream import stream
 from mlplatform.cli_traffic import traffic
-from mlplatform.printing import print_json, say, table
-
-if TYPE_CHECKING:
-    from mlplatform.deployment.decide import Decision
-    from mlplatform.orchestration.resources import Clients
+from mlplatform.printing import print_json, say, short_time, table
 
 app = typer.Typer(
     help="The ML platform on this machine: run it, ask it, deploy with it.",
@@ -42,8 +37,12 @@ app.add_typer(online, name="online")
 app.add_typer(keys, name="keys")
 app.command()(stream)
 app.command()(traffic)
-
-Model = Annotated[str, typer.Argument(help="Name of the model, as flight_disruption.")]
+app.command()(cli_release.history)
+app.command()(cli_release.deployment)
+app.command()(cli_release.approve)
+app.command()(cli_release.reject)
+app.command()(cli_release.promote)
+app.command()(cli_release.rollback)
 
 # What to do about a fault, by the name of its class or of a base class of it: naming classes here would import their libraries.
 _MENDS = {
@@ -57,6 +56,9 @@ _MENDS = {
     "HomeInUseError": "`mlplatform down` ends it, or take another --home",
     "ServiceFailedError": "the log named above tells why; `mlplatform doctor` looks at the rest",
     "StreamDownError": "is the platform running? `mlplatform up`, or look with `mlplatform doctor`",
+    "RedisDownError": "is the platform running? `mlplatform up`, or look with `mlplatform doctor`",
+    "ReleaseRefusedError": "`mlplatform deployment MODEL` shows the states of its versions",
+    "LedgerBusyError": "try again; `mlplatform history MODEL` shows who writes",
     "RedisError": "is the platform running? `mlplatform up`, or look with `mlplatform doctor`",
     "MissingTableError": "nothing is built yet: `mlplatform demo`, or materialize the asset in the Dagster UI",
     "ValidationError": "mend the MLPLATFORM_* variables named; `mlplatform doctor` lists them all",
@@ -240,44 +242,7 @@ def _version_line(row: Mapping[str, Any]) -> dict[str, Any]:
     shown = ("auc", "log_loss", "ece", "saving")
     metrics = [f"{name} {value:.4f}" for name in shown if isinstance(value := row["metrics"].get(name), int | float)]
     short = {name: row[name] for name in ("version", "aliases", "gates")}
-    return {**short, "created": _short_time(row["created_at"]), "metrics": ", ".join(metrics)}
-
-
-def _short_time(iso: str) -> str:
-    return iso[:19].replace("T", " ")
-
-
-@app.command()
-def history(
-    model: Model,
-    at: Annotated[str | None, typer.Option(help="Also say what served then: 2013-09-01T14:03, 2013-09-01, or 14:03 of today.")] = None,
-    home: Home = HERE,
-    as_json: AsJson = False,
-) -> None:
-    """What was deployed when, by whom and why; with --at, what served at that moment (UTC)."""
-    from mlplatform import queries
-
-    settings = _settings(home)
-    entries = queries.history(settings, model)
-    rows = [queries.entry_row(entry) for entry in entries]
-    asked = None if at is None else queries.moment(at, _now(settings))
-    found = None if asked is None else queries.served_at(entries, asked)
-    if as_json:
-        answer: dict[str, Any] = {"model": model, "entries": rows}
-        if asked is not None:
-            answer |= {"at": asked.isoformat(), "served": None if found is None else queries.entry_row(found)}
-        print_json(answer)
-        return
-    short = ("at", "action", "version", "previous_version", "actor", "reason")
-    lines = [{name: row[name] for name in short} | {"at": _short_time(row["at"])} for row in rows]
-    table(f"{model}: deployments (UTC)", lines, empty="never deployed")
-    if asked is not None:
-        answer_text = (
-            "nothing served yet"
-            if found is None
-            else f"version {found.version} served, since {found.at:%Y-%m-%d %H:%M:%S} ({found.action} by {found.actor})"
-        )
-        say(f"at {asked:%Y-%m-%d %H:%M:%S} UTC: {answer_text}")
+    return {**short, "created": short_time(row["created_at"]), "metrics": ", ".join(metrics)}
 
 
 @app.command()
@@ -290,60 +255,6 @@ def version(as_json: AsJson = False) -> None:
         print_json(found)
     else:
         typer.echo(f"mlplatform {found['mlplatform']} (Python {found['python']})")
-
-
-# --- deploying -------------------------------------------------------------------------------------------------------
-
-
-@app.command()
-def promote(
-    model: Model, number: Annotated[int, typer.Argument(metavar="VERSION", min=1, help="The version that shall serve.")], home: Home = HERE
-) -> None:
-    """Let a version serve that passed its gates. Status 1 where it is refused; either is recorded."""
-    clients = _clients(home, model)
-    from mlplatform.orchestration.serving_state import promote as move
-    from mlplatform.queries import actor
-
-    decision = move(clients, model, number, actor=actor(), by_hand=True)
-    _tell(decision)
-    raise typer.Exit(1 if decision.action == "refuse" else 0)
-
-
-@app.command()
-def rollback(model: Model, reason: Annotated[str, typer.Option(help="Why: it goes into the history.")], home: Home = HERE) -> None:
-    """Back to the version that served before, in one step; recorded."""
-    clients = _clients(home, model)
-    from mlplatform.orchestration.serving_state import roll_back
-    from mlplatform.queries import actor
-
-    _tell(roll_back(clients, model, reason, actor=actor()))
-
-
-def _clients(home: Path, model: str) -> "Clients":
-    """The platform's clients, after a look whether everything that is about to be written to answers: no half moves.
-
-    The name first, so that a misspelt one is told as such, whatever is down.
-    """
-    settings = _settings(home)
-    from mlplatform.orchestration.resources import Clients
-    from mlplatform.queries import require_known
-
-    clients = Clients(settings)
-    require_known(settings, model)
-    clients.redis.ping()
-    clients.registry.check()
-    return clients
-
-
-def _tell(decision: "Decision") -> None:
-    before = "nothing" if decision.before is None else f"version {decision.before}"
-    now = {
-        "promote": f"version {decision.version} serves, instead of {before}",
-        "rollback": f"version {decision.version} serves again, instead of {before}",
-        "refuse": f"version {decision.version} is refused; {before} goes on serving",
-        "none": "nothing changed",
-    }[decision.action]
-    say(f"{decision.model}: {now} ({decision.reason})")
 
 
 if __name__ == "__main__":

@@ -55,6 +55,18 @@ def bench_join(
     raise typer.Exit(run_bench_join(rows or 300_000, rounds, as_json))
 
 
+@bench.command("rollback")
+def bench_rollback(
+    rollbacks: Annotated[int, typer.Option(min=1, help="How many, each after a promotion.")] = 20,
+    connections: Annotated[int, typer.Option(min=1, help="That ask without a pause meanwhile.")] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """From the decision to roll back to the first answer of the old version, under load. Starts a platform of its own."""
+    from mlplatform.local.bench_rollback import run_bench_rollback
+
+    raise typer.Exit(run_bench_rollback(rollbacks, connections, as_json))
+
+
 @bench.command("serving")
 def bench_serving(
     model: Annotated[str, typer.Option(help="A model of the platform under --home; empty: a made-up one, 30 features in 3 views.")] = "",

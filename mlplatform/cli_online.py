@@ -89,11 +89,10 @@ def _row(view: str, role: str, generation: int, manifest: Any, newest: dict[int,
 def rebuild(view: ViewName, home: Home = HERE) -> None:
     """Build a new generation of a view from Delta, verify it, and let it be read."""
     from mlplatform.orchestration.assets.online import rebuild_online
-    from mlplatform.queries import actor
     from mlplatform.queries_features import plan_of
 
     clients = _clients(home)
-    built = rebuild_online(clients, plan_of(clients.settings, view), by=f"{actor()}: mlplatform online rebuild")
+    built = rebuild_online(clients, plan_of(clients.settings, view), by=f"{clients.settings.acts_as}: mlplatform online rebuild")
     say(f"{view}: generation {built.generation} is read now: {built.entities} entities, {built.sample} compared bit by bit")
 
 
@@ -103,10 +102,9 @@ def restore(view: ViewName, home: Home = HERE) -> None:
     from mlplatform.contracts import ONLINE_PROJECT
     from mlplatform.feature_store.generations import restore as move
     from mlplatform.feature_store.reclaim import pointer_of
-    from mlplatform.queries import actor
 
     clients = _clients(home)
-    manifest = move(clients.online, ONLINE_PROJECT, view, at=clients.clock.now(), by=actor())
+    manifest = move(clients.online, ONLINE_PROJECT, view, at=clients.clock.now(), by=clients.settings.acts_as)
     now = pointer_of(clients.online, ONLINE_PROJECT, view)
     before = now.previous.number if now.previous else "none"
     say(f"{view}: generation {now.current.number if now.current else 'none'} is read now, instead of {before}; built {manifest.built_at}")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Home = Annotated[Path, typer.Option("--home", envvar="MLPLATFORM_HOME", help="Folder of everything the local platform writes.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Model = Annotated[str, typer.Argument(help="Name of the model, as flight_disruption.")]
+Actor = Annotated[str, typer.Option("--actor", help="Who decides, for the history. Default: MLPLATFORM_ACTOR, else the system's user.")]
 HERE = Path(".mlplatform")
 
 

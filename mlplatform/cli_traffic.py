@@ -33,12 +33,13 @@ def traffic(
     changing = any(option is not None for option in (canary, canary_version, shadow_version, rules))
     from mlplatform.orchestration.resources import Clients
     from mlplatform.orchestration.traffic_state import traffic_state
+    from mlplatform.queries import require_redis
 
     clients = Clients(settings_of(home))
     clients.registry.check()
     faults: list[str] = []
     if changing:
-        clients.redis.ping()
+        require_redis(clients.settings)
         faults = _change(clients, model, canary, canary_version, shadow_version, rules, reason)
     state = traffic_state(clients, model)
     if as_json:
@@ -62,21 +63,20 @@ def _change(
 
     from mlplatform.contracts import CANARY, SHADOW, TrafficRules
     from mlplatform.orchestration.traffic_state import set_canary_weight, set_rules, set_side
-    from mlplatform.queries import actor
 
-    who = {"actor": actor(), "reason": reason}
+    who = (clients.settings.acts_as, reason)
     given = TrafficRules.model_validate_json(rules.read_text()) if rules is not None else None
     steps = []
     if canary_version == _NONE:
-        steps.append(partial(set_canary_weight, clients, model, 0.0, **who))
+        steps.append(partial(set_canary_weight, clients, model, 0.0, *who))
     if canary_version is not None:
-        steps.append(partial(set_side, clients, model, CANARY, _number(canary_version), **who))
+        steps.append(partial(set_side, clients, model, CANARY, _number(canary_version), *who))
     if shadow_version is not None:
-        steps.append(partial(set_side, clients, model, SHADOW, _number(shadow_version), **who))
+        steps.append(partial(set_side, clients, model, SHADOW, _number(shadow_version), *who))
     if given is not None:
-        steps.append(partial(set_rules, clients, model, given, **who))
+        steps.append(partial(set_rules, clients, model, given, *who))
     if canary is not None:
-        steps.append(partial(set_canary_weight, clients, model, canary, **who))
+        steps.append(partial(set_canary_weight, clients, model, canary, *who))
     for step in steps:
         change = step()
         if change.refused:

@@ -80,3 +80,8 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def short_time(iso: str) -> str:
+    """An ISO time as a table shows it: to the second, without its zone."""
+    return iso[:19].replace("T", " ")

@@ -4,12 +4,10 @@ Belongs here: asking the platform's parts and putting the answers together. Does
 (`queries_features`), printing (`cli`), changing anything. Heavy libraries are imported by the question that needs them.
 """
 
-import getpass
 import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
 from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +29,10 @@ _TIMEOUT_S = 2.0
 
 class QuestionError(LookupError):
     """The question has no answer; the message says why, and what to do."""
+
+
+class RedisDownError(ConnectionError):
+    """The platform's Redis does not answer."""
 
 
 class NothingBuiltError(LookupError):
@@ -66,14 +68,6 @@ def built_home(home: Path) -> "Settings":
     if "://" not in settings.lake_root and not Path(settings.lake_root).exists() and not any(trace.exists() for trace in traces):
         raise NothingBuiltError(f"{home} holds no platform")
     return settings
-
-
-def actor() -> str:
-    """Who asks for it, as the history names them."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return f"uid {os.getuid()}"  # a container's user without a name
 
 
 def _recorded_environment(home: Path) -> dict[str, str]:
@@ -250,18 +244,26 @@ def _declared() -> list[str]:
     return sorted(spec.name for catalog in catalogs() for spec in catalog.models)
 
 
+def require_redis(settings: "Settings") -> None:
+    """Raises RedisDownError where the platform's Redis, which carries the notices to the services, does not answer within seconds."""
+    from redis import Redis
+    from redis.exceptions import RedisError
+
+    from mlplatform.addresses import without_password
+
+    url = settings.redis_url.get_secret_value()
+    try:
+        with Redis.from_url(url, socket_connect_timeout=_TIMEOUT_S, socket_timeout=_TIMEOUT_S) as redis:
+            redis.ping()
+    except (RedisError, OSError) as down:
+        raise RedisDownError(f"Redis at {without_password(url)} does not answer: {down}") from down
+
+
 def require_declared(model: str) -> None:
     """Raises QuestionError where no catalog declares the model, naming those it does."""
     declared = _declared()
     if model not in declared:
         raise QuestionError(f"no model '{model}' is declared: choose one of {', '.join(declared)}")
-
-
-def served_at(entries: Sequence["LedgerEntry"], at: datetime) -> "LedgerEntry | None":
-    """The move after which `version` served at `at` (a time with a zone); None where nothing served yet."""
-    from mlplatform.clients.ledger import MOVES
-
-    return next((entry for entry in reversed(entries) if entry.action in MOVES and entry.at <= at), None)
 
 
 def moment(text: str, now: datetime) -> datetime:

@@ -150,7 +150,9 @@ class LedgerEntry:
 
     at: datetime
     model: str
-    action: str  # promote | rollback | refuse | traffic | canary | shadow
+    # pass | refuse (the gates, or a promotion) | approve | reject | canary | shadow | traffic (rules) | verdict | promote | rollback |
+    # restore (an alias moved by hand was put back). A promote or rollback retires `previous_version`.
+    action: str
     alias: str
     version: int | None
     previous_version: int | None

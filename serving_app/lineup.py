@@ -5,12 +5,13 @@ Belongs here: reading a registration into version references and rules. Does not
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
 from mlplatform.contracts import CANARY, NO_RULES, PRODUCTION, SHADOW, TRAFFIC_TAG, TrafficRules
+from mlplatform.verified import Sealed
 from serving_app.model_handle import VersionRef
 from serving_app.registry import MlflowRegistry, Registration
 
@@ -103,11 +104,18 @@ async def _arm(registry: MlflowRegistry, registration: Registration, name: str, 
 
 
 def _ref_to_json(ref: VersionRef) -> dict[str, Any]:
-    return {"version": ref.version, "source": ref.source}
+    return {"version": ref.version, "source": ref.source, "sealed": None if ref.sealed is None else asdict(ref.sealed)}
 
 
 def _ref_from_json(model: str, told: object) -> VersionRef | None:
     match told:
-        case {"version": int(version), "source": str(source)}:
-            return VersionRef(model, version, source)
+        case {"version": int(version), "source": str(source), **others}:
+            return VersionRef(model, version, source, _sealed_from_json(others.get("sealed")))
+    return None
+
+
+def _sealed_from_json(told: object) -> Sealed | None:
+    match told:
+        case {"gates": str(gates), "evaluation": str(evaluation), "seal": str(seal)}:
+            return Sealed(gates, evaluation, seal)
     return None

@@ -136,7 +136,7 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack, around: Aroun
     stack.push_async_callback(prediction_log.close, settings.serving_drain_s)
     router = ModelRouter()
     cache = ModelCache(settings.model_cache)
-    loader = ModelLoader(registry, cache, router, LoadOptions(device, settings.serving_threads))
+    loader = ModelLoader(registry, cache, router, _load_options(settings, device))
     watcher = ModelWatcher(settings.model_names, registry, cache, router, metrics, loader)
     clock = clock_from(settings.clock)
     features = OnlineFeatures(online, _read_limit(settings), settings.serving_fallback, _cache(settings))
@@ -196,6 +196,10 @@ def _redis(settings: ServingSettings, timeout_s: float | None) -> "Redis":
         # One more try at once: after a restart of Redis every pooled connection is stale. Waiting longer is the callers' business.
         retry=Retry(NoBackoff(), 1),
     )
+
+
+def _load_options(settings: ServingSettings, device: str) -> LoadOptions:
+    return LoadOptions(device, settings.serving_threads, settings.signing_key.get_secret_value(), settings.serving_unverified)
 
 
 def _online(settings: ServingSettings) -> AsyncClient:

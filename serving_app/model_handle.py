@@ -5,7 +5,7 @@ Does not belong here: where the files come from, which version serves.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from mlplatform.contracts import CONTRACT_FILE, ServingContract
+from mlplatform.verified import Sealed
 from serving_app.device import native_xgboost
 from serving_app.features import FeaturePlan, FunctionOutputError, PlanError
 from serving_app.inputs import FieldFaultError, InputParser
@@ -39,11 +40,13 @@ class ModelRefusedError(Exception):
 
 @dataclass(frozen=True)
 class VersionRef:
-    """A registered version. `source` tells apart two registries that both count from 1."""
+    """A registered version. `source` tells apart two registries that both count from 1. `sealed`: what its tags say of its gates; None
+    for one a cache of an earlier release remembered, which had no such tags."""
 
     model: str
     version: int
     source: str
+    sealed: Sealed | None = field(default=None, compare=False)
 
 
 def safe_relative(name: str) -> bool:

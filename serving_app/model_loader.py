@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from mlplatform.verified import Identity, why_unverified
 from serving_app.model_handle import ModelHandle, ModelRefusedError, VersionRef, load_model
 from serving_app.model_source import ModelCache, download
 from serving_app.registry import MlflowRegistry, RegistryError
@@ -18,12 +19,17 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class LoadOptions:
+    """`signing_key`: what seals are checked with, see `mlplatform.verified`; `unverified`: versions without a right seal may answer."""
+
     device: str
     threads: int
+    signing_key: str = ""
+    unverified: bool = False
 
 
 class ModelLoader:
-    """Verifies, loads, warms up and compares on every way but that from memory, which holds only what went through it."""
+    """Verifies, loads, warms up and compares on every way but that from memory, which holds only what went through it. The seal of the
+    gates is checked on every way for what answers callers."""
 
     def __init__(self, registry: MlflowRegistry | None, cache: ModelCache, router: ModelRouter, options: LoadOptions) -> None:
         self._registry = registry
@@ -31,15 +37,35 @@ class ModelLoader:
         self._router = router
         self._options = options
 
-    async def obtain(self, ref: VersionRef) -> ModelHandle:
-        """Raises ModelRefusedError for a version that must not serve, RegistryError or OSError where it cannot be had now."""
+    async def obtain(self, ref: VersionRef, answers: bool = True) -> ModelHandle:
+        """Raises ModelRefusedError for a version that must not serve, RegistryError or OSError where it cannot be had now.
+
+        `answers`: callers shall see what it says, so it must have passed its gates; one in memory too, which may be the shadow.
+        """
+        handle = await self._obtain(ref)
+        return self._verified(handle, ref) if answers else handle
+
+    async def from_cache(self, ref: VersionRef) -> ModelHandle:
+        """A version that answers callers, as the cache holds it. Raises as `obtain`."""
+        return self._verified(await self._cached(ref), ref)
+
+    def _verified(self, handle: ModelHandle, ref: VersionRef) -> ModelHandle:
+        if self._options.unverified or ref.sealed is None:
+            return handle
+        contract = handle.contract
+        identity = Identity(ref.model, ref.version, handle.digest, contract.model_sha256)
+        if why := why_unverified(self._options.signing_key, identity, ref.sealed):
+            raise ModelRefusedError("verified", why)
+        return handle
+
+    async def _obtain(self, ref: VersionRef) -> ModelHandle:
         held = self._router.warm(ref)
         if held is not None:
             return held
         spoilt = ""
         if self._cache.holds(ref):
             try:
-                return await self.from_cache(ref)
+                return await self._cached(ref)
             except (ModelRefusedError, OSError) as error:
                 if self._registry is None:
                     raise
@@ -52,9 +78,9 @@ class ModelLoader:
         except RegistryError as error:
             raise RegistryError(f"{error}{spoilt}") from error
         await asyncio.to_thread(self._cache.store, ref, files)
-        return await self.from_cache(ref)
+        return await self._cached(ref)
 
-    async def from_cache(self, ref: VersionRef) -> ModelHandle:
+    async def _cached(self, ref: VersionRef) -> ModelHandle:
         return await asyncio.to_thread(self._read, ref)
 
     def _read(self, ref: VersionRef) -> ModelHandle:

@@ -270,7 +270,7 @@ class ModelWatcher:
         if _fresh(known, ref) and not notified:
             return held
         try:
-            handle = await self._loader.obtain(ref)
+            handle = await self._loader.obtain(ref, answers=role != "shadow")
         except ModelRefusedError as error:
             self.side_refusals[model, role] = self._refuse(known, Refusal(ref, error.step, error.reason, role))
             return held

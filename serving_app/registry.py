@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import httpx
 
+from mlplatform.verified import Sealed
 from serving_app.model_handle import VersionRef
 
 _API = "/api/2.0/mlflow"
@@ -60,7 +61,11 @@ class MlflowRegistry:
         if answer.status_code == 404:
             return None
         told = _json(answer).get("model_version", {})
-        return VersionRef(model, number, f"{told.get('source', '')}#{told.get('creation_timestamp', '')}")
+        try:
+            tags = {str(t["key"]): str(t.get("value", "")) for t in told.get("tags", [])}
+        except (KeyError, TypeError) as error:
+            raise RegistryError(f"MLflow did not tell the tags of version {number} of {model} as expected: {error!r}") from error
+        return VersionRef(model, number, f"{told.get('source', '')}#{told.get('creation_timestamp', '')}", Sealed.from_tags(tags))
 
     async def models_with(self, alias: str) -> list[str]:
         """Names of all registered models that carry the alias."""

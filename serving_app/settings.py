@@ -44,6 +44,11 @@ class ServingSettings(BaseSettings):
     )
 
     serving_models: str = Field("", description="Models to serve, comma-separated; empty: every registered model with the alias production")
+    signing_key: SecretStr = Field(
+        SecretStr(""),
+        description="Key of the seals on versions that passed their gates, the same on both sides; empty: a bare hash",
+    )
+    serving_unverified: bool = Field(False, description="Also serve versions whose tags do not show that they passed their gates")
     serving_poll_s: float = Field(5.0, gt=0, description="Seconds between looks at the registry, the safety net below the notification")
     serving_registry_timeout_s: float = Field(5.0, gt=0, description="Time limit of one call to MLflow")
     serving_redis_timeout_s: float = Field(0.5, gt=0, description="Time limit of one feature read")

@@ -178,9 +178,11 @@ class Lake:
         metadata: Mapping[str, str] | None = None,
         read_at: int | None = None,
         widen: bool = False,
+        configuration: Mapping[str, str] | None = None,
     ) -> bool:
         """Appends rows in one commit. With `transaction` (application, number), a number not above the last one is a
         replay: nothing is written and False is returned. `widen`: columns the table lacks are added to it, null in its other rows.
+        `configuration`: Delta's table properties, set where this write makes the table.
 
         `read_at`: the version the rows were chosen against (-1: there was no table). Raises TableMovedError, with nothing
         written, where the table has another one by now.
@@ -189,7 +191,7 @@ class Lake:
             return False
         with self._writing(key, rows, None):
             if read_at is not None:
-                self._append_at(key, rows, partitioned, metadata, read_at)
+                self._append_at(key, rows, partitioned, _commit(metadata, transaction, retries=0), read_at, configuration)
                 return True
             write_deltalake(
                 self._target(key),
@@ -197,12 +199,21 @@ class Lake:
                 mode="append",
                 schema_mode="merge" if widen else None,
                 partition_by=[DAY] if partitioned else None,
+                configuration=dict(configuration) if configuration and not self.exists(key) else None,
                 storage_options=self._options(),
                 commit_properties=_commit(metadata, transaction),
             )
         return True
 
-    def _append_at(self, key: Key, rows: pl.DataFrame, partitioned: bool, metadata: Mapping[str, str] | None, read_at: int) -> None:
+    def _append_at(
+        self,
+        key: Key,
+        rows: pl.DataFrame,
+        partitioned: bool,
+        commit: CommitProperties,
+        read_at: int,
+        configuration: Mapping[str, str] | None,
+    ) -> None:
         if (self.version(key) if self.exists(key) else -1) != read_at:
             raise TableMovedError("/".join(key))
         try:
@@ -213,9 +224,10 @@ class Lake:
                 # A view that has grown by a feature: rows written before have null there.
                 schema_mode="merge" if read_at >= 0 else None,
                 partition_by=[DAY] if partitioned else None,
+                configuration=dict(configuration) if configuration and read_at < 0 else None,
                 storage_options=self._options(),
                 # No second try: it would go behind the commit that came first, whatever that one wrote.
-                commit_properties=_commit(metadata, retries=0),
+                commit_properties=commit,
             )
         except (CommitFailedError, DeltaError) as error:
             if self.exists(key) and self.version(key) != read_at:

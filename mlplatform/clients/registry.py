@@ -217,7 +217,8 @@ class Registry:
             with urllib.request.urlopen(f"{self.tracking_uri}/health", timeout=self._timeout_s) as answer:  # noqa: S310 - http(s) only
                 answer.read()
         except (urllib.error.URLError, OSError) as down:
-            raise RegistryUnreachableError(f"the MLflow server at {self._shown} does not answer: {down}") from down
+            reason = getattr(down, "reason", None) or down  # its own text is `<urlopen error …>`
+            raise RegistryUnreachableError(f"the MLflow server at {self._shown} does not answer: {reason}") from down
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -236,7 +237,15 @@ class Registry:
         self.check()
         if self._opened is None:
             self._opened = self._open()
-        yield self._opened
+        try:
+            yield self._opened
+        except MlflowException as fault:
+            # MLflow's client wraps what its HTTP library says, and has no class for it (3.17).
+            if "failed with exception" in str(fault) and "/api/" in str(fault):
+                raise RegistryUnreachableError(
+                    f"the MLflow server at {self._shown} answers its health page, but no question in time"
+                ) from fault
+            raise
 
     def _open(self) -> MlflowClient:
         # Progress bars and links for a notebook would fill the logs of a service; the environment has the last word.

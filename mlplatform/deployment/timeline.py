@@ -21,6 +21,7 @@ def timeline(entries: Sequence[LedgerEntry], until: datetime) -> bytes:
     """
     from matplotlib.ticker import MaxNLocator
 
+    entries = [e for e in entries if e.action in _MARKS]
     figure, axes = blank(height_in=2.8)
     axes.set(title="Deployment history", ylabel="version")
     moves = [e for e in entries if e.version is not None and e.action in ("promote", "rollback")]

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from mlplatform.contracts import CANARY, CANARY_VARIANT, CHAMPION_VARIANT, PRODUCTION, SHADOW, TrafficRules
+from mlplatform.contracts import CANARY, PRODUCTION, SHADOW, TrafficRules
+from mlplatform.deployment.history import Served
 
 SideAlias = Literal["canary", "shadow"]
 
@@ -28,17 +29,11 @@ class TrafficState:
 
     def shares(self) -> tuple[tuple[str, int | None, float], ...]:
         """(variant, version, percent of the entities) of everything that answers; a canary without a version answers nobody."""
-        rules = self.rules or TrafficRules()
-        canary = self.aliases.get(CANARY)
-        weight = 0.0 if canary is None else rules.canary.weight
-        rest = 100 - weight
-        rows: list[tuple[str, int | None, float]] = [(CHAMPION_VARIANT, self.aliases.get(PRODUCTION), rest)]
-        if rules.experiment is not None:
-            rows = [
-                (f"{rules.experiment.name}/{arm.name}", self.version_of(arm.serves), rest * arm.weight / 100)
-                for arm in rules.experiment.arms
-            ]
-        return (*rows, *([(CANARY_VARIANT, canary, weight)] if weight else []))
+        return self.served.shares()
+
+    @property
+    def served(self) -> Served:
+        return Served(self.aliases.get(PRODUCTION), self.aliases.get(CANARY), self.aliases.get(SHADOW), self.rules or TrafficRules())
 
     def version_of(self, serves: str) -> int | None:
         """The version an arm names by number or alias; None where no version carries the alias."""

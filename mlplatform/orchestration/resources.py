@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from mlplatform.clients.alerts import Alerts
 from mlplatform.clients.lake import Lake
 from mlplatform.clients.ledger import Ledger
 from mlplatform.clients.stream import StreamClient
@@ -43,6 +44,10 @@ class Clients:
     @cached_property
     def ledger(self) -> Ledger:
         return Ledger(self.lake)
+
+    @cached_property
+    def alerts(self) -> Alerts:
+        return Alerts(self.settings)
 
     @cached_property
     def registry(self) -> "Registry":

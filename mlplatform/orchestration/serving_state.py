@@ -6,8 +6,19 @@ Belongs here: carrying a decision out, for the asset and the CLI alike. Does not
 from collections.abc import Mapping
 from typing import Any
 
-from mlplatform.contracts import GATES_TAG, MODELS_CHANNEL, PREVIOUS, PRODUCTION
-from mlplatform.deployment.decide import Decision, Serving, decide_promotion, decide_rollback, ledger_entries, skew_reasons
+from mlplatform.contracts import MODELS_CHANNEL, PREVIOUS, PRODUCTION
+from mlplatform.deployment.decide import (
+    Decision,
+    NothingToRollBackToError,
+    Serving,
+    decide_promotion,
+    decide_rollback,
+    ledger_entries,
+    skew_reasons,
+)
+from mlplatform.deployment.states import State, states
+from mlplatform.orchestration.recording import record
+from mlplatform.orchestration.release_state import settle, signed_off, unapproved, unverified, write_states
 from mlplatform.orchestration.resources import Clients
 from mlplatform.orchestration.summaries import newest_summary
 from mlplatform.records import SkewSummary
@@ -26,37 +37,63 @@ def serving_state(clients: Clients, model: str) -> Serving:
 
 
 def carry_out(clients: Clients, decision: Decision, actor: str, run_id: str = "", evidence: Mapping[str, Any] | None = None) -> None:
-    """Aliases first, then the ledger, then the notice to the services (they poll too, so a lost notice only costs time)."""
+    """Aliases first, then the ledger, the notice to the services (they poll too, so a lost notice only costs time), then the state tags.
+
+    Killed before the ledger's entry, the next decision writes it; killed behind it, `settle` writes the tags, which show what the ledger
+    says. An alert waits until the services know.
+    """
     for write in decision.writes:
         if write.version is None:
             clients.registry.delete_alias(decision.model, write.alias)
         else:
             clients.registry.set_alias(decision.model, write.alias, write.version)
+    if decision.writes:
+        # Before the entry too: at a rollback every tenth of a second counts, and writing the ledger takes some.
+        clients.redis.publish(MODELS_CHANNEL, decision.model)
     for number, entry in enumerate(ledger_entries(decision, clients.clock.now(), actor, run_id, evidence)):
         # In a run, a step that is tried again must not write its entry twice.
-        clients.ledger.append(entry, entry_id=f"{run_id}:{entry.action}:{entry.version}:{number}" if run_id else None)
-    if decision.writes:
-        clients.redis.publish(MODELS_CHANNEL, decision.model)
+        record(clients, entry, entry_id=f"{run_id}:{entry.action}:{entry.version}:{number}" if run_id else None)
+    write_states(clients, decision.model)
 
 
-def promote(clients: Clients, model: str, version: int, actor: str, run_id: str = "", *, by_hand: bool = False) -> Decision:
-    """Promotes a version whose recorded evaluation passed its gates; refuses any other, and records either.
+def promote(
+    clients: Clients,
+    model: str,
+    version: int,
+    actor: str,
+    run_id: str = "",
+    *,
+    by_hand: bool = False,
+    evidence: Mapping[str, Any] | None = None,
+) -> Decision:
+    """Promotes a version whose recorded evaluation passed its gates, and that was approved where the model asks for it; refuses any
+    other, and records either.
 
     Nothing is promoted while the newest measurement of the model's skew is above the declared rate. `by_hand`: a person
     asks, which may bring back a version that was rolled back; a failed gate, or skew, stops a person too.
     """
+    settle(clients, model, actor, run_id, moves=False)
     registered = clients.registry.version(model, version)
-    verdict = registered.tags.get(GATES_TAG)
-    failed = list(skew_reasons(newest_summary(clients, "skew", model, SkewSummary)))
-    if verdict != "passed":
-        failed.insert(0, f"gates: version {version} has not passed its gates (recorded: {verdict or 'never evaluated'})")
+    failed = [*unapproved(clients, registered), *skew_reasons(newest_summary(clients, "skew", model, SkewSummary))]
+    if why := unverified(clients, registered):
+        failed.insert(0, f"gates: version {version}: {why}")
     decision = decide_promotion(version, failed, serving_state(clients, model), by_hand)
-    carry_out(clients, decision, actor, run_id)
+    carry_out(clients, decision, actor, run_id, {**signed_off(registered), **(evidence or {})})
     return decision
 
 
-def roll_back(clients: Clients, model: str, reason: str, actor: str, run_id: str = "") -> Decision:
-    """Back to the version that served before. Raises NothingToRollBackToError."""
+def roll_back(
+    clients: Clients, model: str, reason: str, actor: str, run_id: str = "", evidence: Mapping[str, Any] | None = None
+) -> Decision:
+    """Back to the version that served before. Raises NothingToRollBackToError, also where that one must not answer any more."""
+    settle(clients, model, actor, run_id, moves=False)
     decision = decide_rollback(serving_state(clients, model), reason)
-    carry_out(clients, decision, actor, run_id)
+    if decision.writes:
+        target = clients.registry.version(model, decision.version)
+        rejected = states(clients.ledger.entries(model)).get(target.version) is State.REJECTED
+        if why := "it was rejected since" if rejected else unverified(clients, target):
+            raise NothingToRollBackToError(
+                f"version {target.version} of {model}, which served before, must not answer: {why}; promote another"
+            )
+    carry_out(clients, decision, actor, run_id, evidence)
     return decision

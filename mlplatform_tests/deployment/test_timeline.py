@@ -25,5 +25,10 @@ def test_any_beginning_of_a_history_is_drawn_small(n: int) -> None:
     assert len(markdown(picture, "history")) < 80_000
 
 
+def test_entries_that_move_nothing_are_left_out() -> None:
+    passed = LedgerEntry(START, "m", "pass", "", 1, None, "gates", "every blocking gate passed")
+    assert timeline([passed], START) == timeline([], START)
+
+
 def test_a_history_of_refusals_only_is_drawn() -> None:
     assert timeline(HISTORY[1:2], START).startswith(b"\x89PNG")

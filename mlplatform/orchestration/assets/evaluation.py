@@ -11,21 +11,25 @@ from pathlib import Path
 import dagster as dg
 
 from mlplatform.addresses import without_password
-from mlplatform.contracts import EVALUATION_TAG, GATES_TAG, PRODUCTION
+from mlplatform.contracts import EVALUATION_TAG, GATES_TAG, PRODUCTION, VERIFIED_TAG
 from mlplatform.deployment.decide import decide, ledger_entries
+from mlplatform.deployment.states import GATES
 from mlplatform.evaluation import plots
 from mlplatform.evaluation.baselines import baseline_predictions
 from mlplatform.evaluation.evaluate import Champion, evaluate
 from mlplatform.orchestration import policy
+from mlplatform.orchestration import recording as ledger
 from mlplatform.orchestration.assets.training import open_training_set
 from mlplatform.orchestration.automation import conditions
 from mlplatform.orchestration.metadata import md_table, numbers, picture
+from mlplatform.orchestration.release_state import sealed_tags, write_states
 from mlplatform.orchestration.resources import Clients, PlatformResource
 from mlplatform.orchestration.serving_state import serving_state
-from mlplatform.records import Evaluation, ModelVersion
+from mlplatform.records import Evaluation, LedgerEntry, ModelVersion
 from mlplatform.specs import ModelSpec
 from mlplatform.training.scoring import load
 from mlplatform.training.trainers.base import Floats
+from mlplatform.verified import evaluation_sha256
 
 
 def evaluation_assets(spec: ModelSpec) -> Sequence[dg.AssetsDefinition]:
@@ -135,17 +139,21 @@ def score_version(clients: Clients, version: ModelVersion, frame: object) -> Flo
 def record(clients: Clients, version: ModelVersion, result: Evaluation, pictures: dict[str, bytes], run_id: str) -> None:
     """Writes the verdict where others look for it: the version's tags and run; a refusal also into the ledger."""
     clients.registry.log_metrics(version, {f"test_{k}": v for k, v in result.metrics.items()}, pictures)
-    clients.registry.set_tags(
-        version,
-        {
-            GATES_TAG: "passed" if result.passed else "refused",
-            EVALUATION_TAG: json.dumps({k: round(float(v), 6) for k, v in result.metrics.items()}),
-        },
-    )
+    evaluation = json.dumps({k: round(float(v), 6) for k, v in result.metrics.items()})
+    seal = sealed_tags(clients, version, evaluation) if result.passed else {VERIFIED_TAG: ""}
+    clients.registry.set_tags(version, {GATES_TAG: "passed" if result.passed else "refused", EVALUATION_TAG: evaluation, **seal})
+    evidence = {**result.metrics, "evaluation_sha256": evaluation_sha256(evaluation), "mlflow_run": version.run_id}
+    if result.passed:
+        reason = "every blocking gate passed"
+        entry = LedgerEntry(
+            clients.clock.now(), version.model, "pass", "", version.version, result.champion_version, GATES, reason, run_id, evidence
+        )
+        ledger.record(clients, entry, entry_id=f"pass-{version.version}-{run_id}")
     decision = decide(result, serving_state(clients, version.model))
-    if decision.action == "refuse":
-        for entry in ledger_entries(decision, clients.clock.now(), "gates", run_id, result.metrics):
-            clients.ledger.append(entry, entry_id=f"refuse-{version.version}-{run_id}-{entry.action}-{entry.version}")
+    if decision.action == "refuse" and not result.passed:
+        for entry in ledger_entries(decision, clients.clock.now(), GATES, run_id, evidence):
+            ledger.record(clients, entry, entry_id=f"refuse-{version.version}-{run_id}-{entry.action}-{entry.version}")
+    write_states(clients, version.model)
 
 
 def _check_name(metric: str, floor: bool) -> str:

@@ -18,7 +18,7 @@ import dagster as dg
 from mlplatform.addresses import without_password
 from mlplatform.clients import fingerprints
 from mlplatform.code_version import code_version
-from mlplatform.contracts import ONLINE_PROJECT
+from mlplatform.contracts import ONLINE_PROJECT, TRAINED_BY_TAG
 from mlplatform.features.plan import ViewPlan
 from mlplatform.orchestration import policy
 from mlplatform.orchestration.automation import conditions
@@ -33,6 +33,9 @@ from mlplatform.training.contract import build_contract, view_layout
 from mlplatform.training.dataset import MANIFEST
 from mlplatform.training.trainers import base as trainers
 from mlplatform.training.tuning import Resources, tune
+
+# Run tag: who asked for the run, where that is not who runs the daemon.
+ACTOR = "mlplatform/actor"
 
 
 class TrainingWindow(dg.Config):
@@ -250,7 +253,7 @@ def _model(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPlan]) -> 
                     metrics={"rounds": trained.fitted.rounds, "validation_log_loss": trained.score},
                     curves=trained.curves,
                     plots={"learning_curves": curves, "feature_importance": importance, "trials": plots.optimization_history(result)},
-                    tags=version_tags(manifest, context.run.run_id),
+                    tags=version_tags(manifest, context.run.run_id, context.run.tags.get(ACTOR) or clients.settings.acts_as),
                 ),
                 run_id=context.resources.mlflow.active_run().info.run_id,
             )
@@ -286,7 +289,7 @@ def definition_sources(catalog: Catalog, plans: Mapping[str, ViewPlan]) -> list[
     return [f"{p.name}:{p.fingerprint}" for p in plans.values()] + [inspect.getsource(f.function) for f in request_functions(catalog)]
 
 
-def version_tags(manifest: TrainingManifest, run_id: str) -> dict[str, str]:
+def version_tags(manifest: TrainingManifest, run_id: str, trained_by: str) -> dict[str, str]:
     commit, dirty = code_version(os.environ.get("MLPLATFORM_CODE_VERSION", ""))
     return {
         "training_set_hash": manifest.content_hash,
@@ -294,6 +297,7 @@ def version_tags(manifest: TrainingManifest, run_id: str) -> dict[str, str]:
         "delta_versions": json.dumps({t: v[1] for t, v in manifest.delta_versions.items()}, sort_keys=True),
         "feature_fingerprints": json.dumps(dict(manifest.feature_fingerprints), sort_keys=True),
         "dagster_run_id": run_id,
+        TRAINED_BY_TAG: trained_by,
         "code_commit": commit,
         "code_dirty": str(dirty).lower(),
     }

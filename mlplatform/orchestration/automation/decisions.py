@@ -4,7 +4,7 @@ Belongs here: from what was read to "run, or why not". Does not belong here: rea
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -48,6 +48,30 @@ def new_outcomes(last_logged: str | None, versions: Mapping[str, int], cursor: s
     if now == cursor:
         return Tick(False, "no prediction and no label since the last run", now)
     return Tick(True, "new predictions or labels", now)
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """Whether to settle, whether to alert of an altered ledger, what was found, and what to remember."""
+
+    act: bool
+    alert: bool
+    reason: str
+    cursor: str
+
+
+def guard(wrong: Sequence[str], unrecorded: Sequence[str], faults: Sequence[str], cursor: str | None) -> Guarded:
+    """What must be put back (`wrong`) is so at once. What is only `unrecorded` waits for a second look: a change that is under way has
+    moved its alias and is about to write its entry. `faults` of the ledger alert once, and again when they change."""
+    try:
+        before = json.loads(cursor or "{}")
+    except ValueError:
+        before = {}
+    seen, told = before.get("unrecorded", []), before.get("faults", [])
+    still = [text for text in unrecorded if text in seen]
+    now = json.dumps({"unrecorded": list(unrecorded), "faults": list(faults)}, sort_keys=True)
+    found = [*wrong, *unrecorded, *faults]
+    return Guarded(bool(wrong or still), bool(faults) and list(faults) != told, "; ".join(found) or "registry and ledger agree", now)
 
 
 def summary_of(kind: type[S], text: str | None) -> S | None:

@@ -12,6 +12,7 @@ import dagster as dg
 from mlplatform.features.declared import plans
 from mlplatform.orchestration import policy
 from mlplatform.orchestration.assets.online import op_name
+from mlplatform.orchestration.automation.approvals import release_judgement
 from mlplatform.specs import Catalog, HttpReader, ModelSpec, StreamReader
 
 # A job is named here once and found by name everywhere else.
@@ -20,7 +21,7 @@ Job = Any
 
 def jobs(found: Sequence[Catalog]) -> list[Job]:
     """Every job of every catalog. Schedules and sensors name them; a job may be defined once only."""
-    made: list[Job] = []
+    made: list[Job] = [release_judgement]
     for catalog in found:
         made += [reference_job(catalog), daily_job(catalog), ingestion_job(catalog), stream_job(catalog), online_job(catalog)]
         for spec in catalog.models:

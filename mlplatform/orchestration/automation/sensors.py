@@ -14,6 +14,7 @@ from mlplatform.contracts import EVALUATION_TAG, PRODUCTION, prediction_stream
 from mlplatform.monitoring.retrain import decide_retrain
 from mlplatform.orchestration import policy
 from mlplatform.orchestration.automation.decisions import new_entries, new_outcomes
+from mlplatform.orchestration.automation.guard import guard_sensor
 from mlplatform.orchestration.automation.jobs import monitoring_job, stream_job, training_job, training_run_config
 from mlplatform.orchestration.automation.schedules import request_for_day
 from mlplatform.orchestration.resources import Clients, PlatformResource
@@ -46,7 +47,7 @@ def sensors(found: Sequence[Catalog]) -> list[dg.SensorDefinition]:
         if any(isinstance(s.reader, StreamReader) for s in catalog.sources):
             made.append(_new_events(catalog))
         for spec in catalog.models:
-            made += [_new_outcomes(spec), _retrain(spec)]
+            made += [_new_outcomes(spec), _retrain(spec), guard_sensor(spec)]
     return made
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from mlplatform.orchestration.automation.decisions import new_entries, new_outcomes, summary_of
+from mlplatform.orchestration.automation.decisions import guard, new_entries, new_outcomes, summary_of
 from mlplatform.records import DriftSummary, PerformanceSummary
 
 
@@ -72,3 +72,19 @@ def test_a_summary_of_another_version_is_still_read():
     found = summary_of(PerformanceSummary, json.dumps({**kept, "unknown_to_us": 1}))
     assert found is not None
     assert (found.outcomes, found.by_day) == (2, ())
+
+
+def test_the_guard_puts_back_at_once_and_records_what_it_sees_twice():
+    assert guard(["wrong"], [], [], None).act
+    first = guard([], ["late"], [], None)
+    assert not first.act
+    assert guard([], ["late"], [], first.cursor).act
+    assert not guard([], ["other"], [], first.cursor).act
+    assert guard([], [], [], first.cursor).reason == "registry and ledger agree"
+
+
+def test_an_altered_ledger_alerts_once_and_again_when_more_is_altered():
+    first = guard([], [], ["entry 1 edited"], "not json")
+    again = guard([], [], ["entry 1 edited"], first.cursor)
+    more = guard([], [], ["entry 1 edited", "entry 2 edited"], again.cursor)
+    assert (first.alert, again.alert, more.alert) == (True, False, True)

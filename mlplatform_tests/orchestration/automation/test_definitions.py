@@ -11,6 +11,7 @@ JOBS = {
     "flights_online_rebuild",
     "flight_disruption_training",
     "flight_disruption_monitoring",
+    "release_judgement",
 }
 SCHEDULES = {
     "flights_reference_daily": ("flights_reference", "15 0 * * *"),
@@ -25,6 +26,7 @@ SENSORS = {
     "flights_new_events": {"flights_events"},
     "flight_disruption_new_outcomes": {"flight_disruption_monitoring"},
     "flight_disruption_retrain": {"flight_disruption_training"},
+    "flight_disruption_guard": set(),
 }
 
 

@@ -13,6 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from mlplatform.contracts import CONTRACT_FILE, EVALUATION_TAG, GATES_TAG, VERIFIED_TAG, ServingContract
+from mlplatform.verified import Identity, seal
+
 
 class Mlflow:
     """A real `mlflow server`, spoken to by REST only."""
@@ -48,7 +51,8 @@ class Mlflow:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    def register(self, model: str, files: dict[str, bytes]) -> int:
+    def register(self, model: str, files: dict[str, bytes], sealed: bool = True, key: str = "") -> int:
+        """A version of these files; `sealed` as one that passed its gates is."""
         run = self.post("runs/create", experiment_id="0")["run"]["info"]
         folder = run["artifact_uri"].removeprefix("mlflow-artifacts:/").lstrip("/") + "/model"
         for name, raw in files.items():
@@ -56,7 +60,18 @@ class Mlflow:
         if self.http.get("/api/2.0/mlflow/registered-models/get", params={"name": model}).status_code == 404:
             self.post("registered-models/create", name=model)
         version = self.post("model-versions/create", name=model, source=f"mlflow-artifacts:/{folder}", run_id=run["run_id"])
-        return int(version["model_version"]["version"])
+        number = int(version["model_version"]["version"])
+        if sealed and CONTRACT_FILE in files:
+            contract = ServingContract.model_validate_json(files[CONTRACT_FILE])
+            identity = Identity(model, number, contract.digest(), contract.model_sha256)
+            told = {GATES_TAG: "passed", EVALUATION_TAG: "{}", VERIFIED_TAG: seal(key, identity, "{}")}
+            told |= {"contract_digest": identity.contract_digest, "model_sha256": identity.model_sha256}
+            for name, value in told.items():
+                self.tag_version(model, number, name, value)
+        return number
+
+    def tag_version(self, model: str, version: int, key: str, value: str) -> None:
+        self.post("model-versions/set-tag", name=model, version=str(version), key=key, value=value)
 
     def alias(self, model: str, version: int, alias: str = "production") -> None:
         self.post("registered-models/alias", name=model, alias=alias, version=str(version))

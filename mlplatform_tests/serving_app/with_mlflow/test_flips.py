@@ -1,4 +1,4 @@
-"""A release under load: a hundred moves of the alias against a real process, and every answer accounted for."""
+"""A release under load: a hundred promotions and rollbacks by the platform against a real process, and every answer accounted for."""
 
 import itertools
 import random
@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 import redis
 import xgboost as xgb
+from pydantic import SecretStr
 
-from mlplatform.contracts import CANARY, MODELS_CHANNEL, TRAFFIC_TAG, CanaryRule, PredictionRecord, TrafficRules, prediction_stream
+from mlplatform.contracts import PredictionRecord, prediction_stream
+from mlplatform.orchestration.canary_state import set_canary
+from mlplatform.orchestration.recording import verify_ledger
+from mlplatform.orchestration.resources import Clients
+from mlplatform.orchestration.serving_state import promote, roll_back
+from mlplatform.settings import Settings
 
 ROW = {"shop": "s1", "customer": 7, "placed_at": "2013-09-01T10:30:00Z", "price": 12.5, "items": 3, "channel": "store", "age": 30}
 FLIPS = 100
@@ -48,13 +54,15 @@ class Caller(threading.Thread):
 
 
 @pytest.mark.timeout(600)
-def test_a_hundred_flips_under_load_lose_no_request_and_mix_no_versions(mlflow, make_model, run_service, redis_url) -> None:
+def test_a_hundred_promotions_and_rollbacks_under_load_lose_no_request_and_mix_no_versions(
+    mlflow, make_model, run_service, redis_url, tmp_path
+) -> None:
     made = {mlflow.register("hundred", (m := make_model(seed=seed, model="hundred")).files): m for seed in (1, 2, 3)}
     first, second, canary = sorted(made)
     right = {version: wanted(model) for version, model in made.items()}
-    mlflow.alias("hundred", first)
-    mlflow.alias("hundred", canary, CANARY)
-    mlflow.tag("hundred", TRAFFIC_TAG, TrafficRules(canary=CanaryRule(weight=20)).canonical_json())
+    clients = Clients(Settings(home=tmp_path / "platform", mlflow_url=mlflow.url, redis_url=SecretStr(redis_url)))
+    promote(clients, "hundred", first, "ann")
+    assert not set_canary(clients, "hundred", canary, 20, "ann", "go").refused
     process = run_service(MLPLATFORM_MLFLOW_URL=mlflow.url, MLPLATFORM_SERVING_MODELS="hundred", MLPLATFORM_SERVING_POLL_S="60")
     process.wait_ready(60)
 
@@ -64,8 +72,10 @@ def test_a_hundred_flips_under_load_lose_no_request_and_mix_no_versions(mlflow, 
         for caller in callers:
             caller.start()
         for target in itertools.islice(itertools.cycle((second, first)), FLIPS):
-            mlflow.alias("hundred", target)
-            store.publish(MODELS_CHANNEL, "hundred")
+            if target == second:
+                assert promote(clients, "hundred", second, "ann", by_hand=True).action == "promote"
+            else:
+                assert roll_back(clients, "hundred", "again", "ann").version == first
             while watch.get("/v1/models/hundred").json()["version"] != target:
                 assert process.popen.poll() is None, process.log.read_text()
         swaps = watch.get("/metrics").text
@@ -75,6 +85,9 @@ def test_a_hundred_flips_under_load_lose_no_request_and_mix_no_versions(mlflow, 
         process.stop()
         logged = [PredictionRecord.model_validate_json(e[b"record"]) for _, e in store.xrange(prediction_stream("hundred"))]
 
+    assert verify_ledger(clients, "hundred").holds
+    moves = [(e.action, e.version) for e in clients.ledger.entries("hundred") if e.action in ("promote", "rollback")]
+    assert moves == [("promote", first), *([("promote", second), ("rollback", first)] * (FLIPS // 2))]
     assert f'mlplatform_model_swaps_total{{model="hundred"}} {FLIPS}.0' in swaps
     got = [answer for caller in callers for answer in caller.got]
     assert {status for status, _, _ in got} == {200}

@@ -166,3 +166,28 @@ def test_a_registry_that_hangs_changes_nothing_and_a_restart_serves_the_cache(ml
     version = mlflow.register("steady", make_model(seed=5, model="steady").files)
     mlflow.alias("steady", version)
     eventually(lambda: served(client, "steady") == version)
+
+
+def test_a_version_without_the_seal_of_its_gates_is_refused_however_it_got_the_alias_but_may_be_shadow(
+    mlflow, make_model, open_service, redis_url
+) -> None:
+    good, other = make_model(seed=1, model="sealed"), make_model(seed=2, model="sealed")
+    first = mlflow.register("sealed", good.files, key="secret")
+    mlflow.alias("sealed", first)
+    client = open_service(mlflow_url=mlflow.url, serving_models="sealed", serving_poll_s=60, signing_key="secret")
+    assert served(client, "sealed") == first
+    bare = mlflow.register("sealed", other.files)  # a right hash, but without the key
+    mlflow.alias("sealed", bare, "shadow")
+    notify(redis_url, "sealed")
+    eventually(lambda: [v["role"] for v in client.get("/v1/models/sealed").json()["versions"]] == ["current", "shadow"])
+    mlflow.alias("sealed", bare)
+    mlflow.alias("sealed", bare, "canary")
+    notify(redis_url, "sealed")
+    eventually(lambda: client.get("/v1/models/sealed").json()["refused"])
+    told = client.get("/v1/models/sealed").json()
+    assert (told["version"], told["refused"]["version"], told["refused"]["step"]) == (first, bare, "verified")
+    assert "canary" not in [v["role"] for v in told["versions"]]
+    assert client.post("/v1/models/sealed/predict", json={"inputs": [ROW]}).json()["version"] == first
+    # A start with the registry: the cache knows what served.
+    again = open_service(mlflow_url=mlflow.url, serving_models="sealed", serving_poll_s=60, signing_key="secret")
+    assert served(again, "sealed") == first

@@ -1,85 +1,23 @@
 """What serves, changed for real: an MLflow store, the ledger in Delta, the notice in Redis."""
 
-import hashlib
-import itertools
-from pathlib import Path
-
-import numpy as np
 import pytest
-import xgboost as xgb
-from redis import Redis
 
-from mlplatform.clients.registry import NewVersion, Registry
+from mlplatform.clients.registry import NewVersion
 from mlplatform.contracts import (
     CANARY,
-    GATES_TAG,
-    MODELS_CHANNEL,
     PREVIOUS,
     PRODUCTION,
     SHADOW,
     TRAFFIC_TAG,
     CanaryRule,
-    ContractFeature,
-    ServingContract,
     TrafficRules,
 )
 from mlplatform.deployment.decide import NothingToRollBackToError
-from mlplatform.orchestration import resources
-from mlplatform.orchestration.resources import Clients, PlatformResource
+from mlplatform.orchestration.resources import Clients
 from mlplatform.orchestration.serving_state import promote, roll_back, serving_state
 from mlplatform.orchestration.summaries import store_summary
 from mlplatform.orchestration.traffic_state import set_canary_weight, set_rules, set_side, traffic_state
 from mlplatform.records import SkewSummary, TrainingManifest
-from mlplatform.settings import load_settings
-
-_NUMBERS = itertools.count(1)
-
-
-@pytest.fixture(scope="session")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    return Registry(f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}")
-
-
-@pytest.fixture(scope="session")
-def booster() -> bytes:
-    values = np.random.default_rng(0).normal(size=(100, 1))
-    data = xgb.QuantileDMatrix(values, label=(values[:, 0] > 0).astype(float), feature_names=["x"])
-    return bytes(xgb.train({"objective": "binary:logistic", "nthread": 1}, data, 2).save_raw("ubj"))
-
-
-@pytest.fixture
-def clients(environment: pytest.MonkeyPatch, registry: Registry) -> Clients:
-    environment.setenv("MLPLATFORM_MLFLOW_URL", registry.tracking_uri)
-    load_settings.cache_clear()
-    resources._CACHE.clear()
-    return PlatformResource().clients
-
-
-@pytest.fixture
-def model(registry: Registry, booster: bytes, tmp_path: Path) -> str:
-    """A model of its own with three versions: 1 and 2 passed their gates, 3 was refused."""
-    name = f"model_{next(_NUMBERS)}"
-    (tmp_path / "files").mkdir()
-    (tmp_path / "files" / "model.ubj").write_bytes(booster)
-    contract = ServingContract(
-        model=name,
-        task="binary",
-        description="Is x positive?",
-        framework="xgboost",
-        model_file="model.ubj",
-        model_sha256=hashlib.sha256(booster).hexdigest(),
-        project="test",
-        fields=(),
-        views=(),
-        functions=(),
-        features=(ContractFeature(name="x", kind="request", source="x", column="x"),),
-        training_set_hash="abc",
-    )
-    manifest = TrainingManifest(name, "s", 1, 1, ("x",), "abc", {}, "def", {}, {}, 0.5, {})
-    for verdict in ("passed", "passed", "refused"):
-        version = registry.log_version(NewVersion(contract, manifest, tmp_path / "files"))
-        registry.set_tags(version, {GATES_TAG: verdict})
-    return name
 
 
 def aliases(clients: Clients, model: str) -> tuple[int | None, int | None]:
@@ -90,22 +28,6 @@ def aliases(clients: Clients, model: str) -> tuple[int | None, int | None]:
 
 def told(clients: Clients, model: str) -> list[tuple[str, int | None, int | None, str]]:
     return [(e.action, e.version, e.previous_version, e.actor) for e in clients.ledger.entries(model)]
-
-
-@pytest.fixture
-def notices(valkey_url: str):
-    """Names published on the models' channel so far."""
-    with Redis.from_url(valkey_url, decode_responses=True) as redis, redis.pubsub(ignore_subscribe_messages=True) as channel:
-        channel.subscribe(MODELS_CHANNEL)
-        channel.get_message(timeout=1)
-
-        def heard() -> list[str]:
-            found = []
-            while (message := channel.get_message(timeout=0.2)) is not None:
-                found.append(message["data"])
-            return found
-
-        yield heard
 
 
 def test_a_version_past_its_gates_serves_and_the_ledger_and_the_services_know(clients, model, notices):

@@ -1,0 +1,161 @@
+"""`mlplatform history | deployment | approve | reject | promote | rollback`: what serves, and changing it.
+
+Belongs here: options and printing. Does not belong here: whether a step may be (room `deployment`), carrying it out
+(`orchestration`), gathering answers (`queries_release`).
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mlplatform.cli_options import HERE, Actor, AsJson, Home, Model, settings_of
+from mlplatform.cli_options import now as time_now
+from mlplatform.printing import print_json, say, short_time, table
+
+if TYPE_CHECKING:
+    from mlplatform.deployment.decide import Decision
+    from mlplatform.orchestration.resources import Clients
+
+Number = Annotated[int, typer.Argument(metavar="VERSION", min=1, help="Number of the version.")]
+Reason = Annotated[str, typer.Option(help="Why: it goes into the history.")]
+
+
+def history(
+    model: Model,
+    at: Annotated[str | None, typer.Option(help="Also say what served then: 2013-09-01T14:03, 2013-09-01, or 14:03 of today.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Also compare every entry with its hash. Status 1 where one differs.")] = False,
+    home: Home = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """What was deployed when, by whom and why; with --at, what served at that moment (UTC); with --verify, whether that is unaltered."""
+    from mlplatform import queries, queries_release
+
+    settings = settings_of(home)
+    entries = queries.history(settings, model)
+    asked = None if at is None else queries.moment(at, time_now(settings))
+    served = None if asked is None else queries_release.served(entries, asked)
+    found = queries_release.verified(settings, model) if verify else None
+    rows = [queries.entry_row(entry) for entry in entries]
+    if as_json:
+        answer: dict[str, Any] = {"model": model, "entries": rows}
+        answer |= {} if served is None else served
+        print_json(answer | ({} if found is None else {"verification": found}))
+    else:
+        _table(f"{model}: deployments (UTC)", rows)
+        if asked is not None and served is not None:
+            say(f"at {asked:%Y-%m-%d %H:%M:%S} UTC: {queries_release.served_text(served)}")
+        for line in () if found is None else queries_release.verified_lines(found):
+            say(line)
+    raise typer.Exit(1 if found is not None and found["faults"] else 0)
+
+
+def deployment(
+    model: Model,
+    last: Annotated[int, typer.Option(min=1, help="How many versions and entries are shown.")] = 8,
+    home: Home = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """What serves now: split, way back, states of the newest versions, the judge's last verdict, the last entries."""
+    from mlplatform import queries_release
+
+    told = queries_release.deployment(_reading(home, model), model, last)
+    if as_json:
+        print_json(told)
+        return
+    table(f"{model}: who answers", [row | {"percent": f"{row['percent']:g}"} for row in told["variants"]], empty="nothing serves")
+    say(f"previous      {_version(told['previous'])}")
+    say(f"shadow        {_version(told['shadow'])}")
+    verdict = told["verdict"]
+    say(f"last verdict  {'none' if verdict is None else queries_release.verdict_text(verdict)}")
+    for difference in told["differences"]:
+        say(f"differs       {difference}")
+    if told["rules_fault"]:
+        say(f"fault         {told['rules_fault']}: the services keep the rules they had")
+    table("newest versions", told["versions"], empty="no version is registered")
+    _table("last entries (UTC)", told["entries"])
+
+
+def approve(model: Model, number: Number, reason: Reason, actor: Actor = "", home: Home = HERE) -> None:
+    """Sign a version off whose gates passed, with the evaluation it has now; recorded."""
+    clients = _writing(home, model)
+    from mlplatform.orchestration.release_state import approve as sign_off
+
+    new = sign_off(clients, model, number, actor or clients.settings.acts_as, reason)
+    say(f"{model}: version {number} is approved{'' if new else ' already'}")
+
+
+def reject(model: Model, number: Number, reason: Reason, actor: Actor = "", home: Home = HERE) -> None:
+    """Keep a version from serving until somebody approves it; recorded."""
+    clients = _writing(home, model)
+    from mlplatform.orchestration.release_state import reject as turn_down
+
+    new = turn_down(clients, model, number, actor or clients.settings.acts_as, reason)
+    say(f"{model}: version {number} is rejected{'' if new else ' already'}")
+
+
+def promote(model: Model, number: Number, actor: Actor = "", home: Home = HERE) -> None:
+    """Let a version serve that passed its gates. Status 1 where it is refused; either is recorded."""
+    clients = _writing(home, model)
+    from mlplatform.orchestration.serving_state import promote as move
+
+    decision = move(clients, model, number, actor=actor or clients.settings.acts_as, by_hand=True)
+    _tell(decision)
+    raise typer.Exit(1 if decision.action == "refuse" else 0)
+
+
+def rollback(model: Model, reason: Reason, actor: Actor = "", home: Home = HERE) -> None:
+    """Back to the version that served before, in one step; recorded."""
+    clients = _writing(home, model)
+    from mlplatform.orchestration.serving_state import roll_back
+
+    _tell(roll_back(clients, model, reason, actor=actor or clients.settings.acts_as))
+
+
+def _writing(home: Path, model: str) -> "Clients":
+    """The platform's clients, after a look whether everything that is about to be written to answers: no half moves.
+
+    The name first, so that a misspelt one is told as such, whatever is down.
+    """
+    clients = _reading(home, model)
+    from mlplatform.queries import require_redis
+
+    # Who types the command reads the answer; that a sink failed is still told.
+    logging.getLogger("mlplatform.alerts").setLevel(logging.ERROR)
+    require_redis(clients.settings)
+    clients.registry.check()
+    return clients
+
+
+def _reading(home: Path, model: str) -> "Clients":
+    settings = settings_of(home)
+    # MLflow's own client would go on for a quarter of an hour with a server whose health page answers and nothing else.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    from mlplatform.orchestration.resources import Clients
+    from mlplatform.queries import require_known
+
+    require_known(settings, model)
+    return Clients(settings)
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> None:
+    short = ("at", "action", "version", "previous_version", "actor", "reason")
+    table(title, [{name: row[name] for name in short} | {"at": short_time(row["at"])} for row in rows], empty="never deployed")
+
+
+def _tell(decision: "Decision") -> None:
+    before = "nothing" if decision.before is None else _version(decision.before)
+    now = {
+        "promote": f"version {decision.version} serves, instead of {before}",
+        "rollback": f"version {decision.version} serves again, instead of {before}",
+        "refuse": f"version {decision.version} is refused; {before} goes on serving",
+        "none": "nothing changed",
+    }[decision.action]
+    say(f"{decision.model}: {now} ({decision.reason})")
+
+
+def _version(number: int | None) -> str:
+    return "none" if number is None else f"version {number}"
