@@ -11,9 +11,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from datetime import UTC, datetime, time
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+from mlplatform.addresses import request_of
 
 if TYPE_CHECKING:
     from mlplatform.clients.registry import Registry
@@ -93,7 +96,7 @@ def fetch(url: str, timeout_s: float = _TIMEOUT_S) -> tuple[int, bytes]:
     """(status, body) of a GET, whatever the status. Raises OSError where nothing answers. Loopback goes past any proxy."""
     handlers = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in _LOOPBACK else []
     try:
-        with urllib.request.build_opener(*handlers).open(url, timeout=timeout_s) as answer:
+        with urllib.request.build_opener(*handlers).open(request_of(url), timeout=timeout_s) as answer:
             return int(answer.status), answer.read()
     except urllib.error.HTTPError as refused:
         with refused:
@@ -101,6 +104,8 @@ def fetch(url: str, timeout_s: float = _TIMEOUT_S) -> tuple[int, bytes]:
     except urllib.error.URLError as down:
         # Its own text is `<urlopen error …>`; the reason alone is what a person needs.
         raise ConnectionError(str(down.reason)) from down
+    except HTTPException as nonsense:
+        raise ConnectionError(f"something that does not speak HTTP answers ({type(nonsense).__name__})") from nonsense
 
 
 # --- status ----------------------------------------------------------------------------------------------------------

@@ -9,13 +9,13 @@ import json
 import os
 import tempfile
 import time
-import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ from mlflow.entities.model_registry import ModelVersion as MlflowModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from mlplatform.addresses import without_password
+from mlplatform.addresses import request_of, without_password
 from mlplatform.clients import model_files
 from mlplatform.clients.model_files import CorruptModelError, RegistryError
 from mlplatform.contracts import CONTRACT_FILE, ServingContract
@@ -214,10 +214,11 @@ class Registry:
         if not self._is_server:
             return
         try:
-            with urllib.request.urlopen(f"{self.tracking_uri}/health", timeout=self._timeout_s) as answer:  # noqa: S310 - http(s) only
+            with urllib.request.urlopen(request_of(f"{self.tracking_uri}/health"), timeout=self._timeout_s) as answer:  # noqa: S310 - http(s) only
                 answer.read()
-        except (urllib.error.URLError, OSError) as down:
-            raise RegistryUnreachableError(f"the MLflow server at {self._shown} does not answer: {down}") from down
+        except (OSError, HTTPException) as down:
+            why = getattr(down, "reason", None) or down
+            raise RegistryUnreachableError(f"the MLflow server at {self._shown} does not answer: {why}") from down
 
     # --- inside --------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,172 @@
+"""What a person is told of a fault: what is away or which file is wrong, and the mend. One way for every command.
+
+Belongs here: from an exception to lines, reading a file that was handed over. Does not belong here: raising, exit codes (`cli`),
+looking at connections (`doctor_platform`, which finds out by name which one is away). Classes go by their names: naming them would
+import their libraries.
+"""
+
+import errno
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+
+    Document = TypeVar("Document", bound=BaseModel)
+
+_EVERYWHERE = ("redis", "mlflow", "serving", "sources")
+
+# A connection failed: the checks of `doctor_platform` that tell which, by class or base class.
+_LOOKS: Mapping[str, tuple[str, ...]] = {
+    "mlplatform.queries_stream.OnlineStoreAwayError": ("redis",),
+    "mlplatform.clients.registry.RegistryUnreachableError": ("mlflow",),
+    "mlplatform.client.ServiceUnreachableError": ("serving",),
+    "mlplatform.ingestion.errors.SourceDownError": ("sources",),
+    "redis.exceptions.ConnectionError": ("redis",),
+    "redis.exceptions.TimeoutError": ("redis",),
+    "redis.exceptions.RedisClusterException": ("redis",),
+    "sqlalchemy.exc.OperationalError": ("feast", "sources", "mlflow"),
+    "httpx.TransportError": _EVERYWHERE,
+    "requests.exceptions.ConnectionError": _EVERYWHERE,
+    "builtins.ConnectionError": _EVERYWHERE,
+    "builtins.TimeoutError": _EVERYWHERE,
+}
+
+# What to do about a fault whose message says what is wrong, by class or base class. Empty: the message says that too.
+_MENDS: Mapping[str, str] = {
+    "UnknownModelError": "`mlplatform models` lists what is registered",
+    "NoPreviousGenerationError": "`mlplatform online status` shows the generations there are",
+    "TakenOverError": "`mlplatform online status` shows what is read; nothing else is to be done",
+    "VerificationError": "readers are not affected; `mlplatform doctor`, then try again",
+    "Failure": "",
+    "RunFailedError": "the run's page in the Dagster UI tells why; materialize what it names again once that is mended",
+    "NothingToRollBackToError": "`mlplatform history MODEL` shows what served",
+    "HomeInUseError": "`mlplatform down` ends it, or take another --home",
+    "ServiceFailedError": "the log named above tells why; `mlplatform doctor` looks at the rest",
+    "MissingTableError": "nothing is built yet: `mlplatform demo`, or materialize the asset in the Dagster UI",
+    "NothingBuiltError": "`mlplatform demo` or `mlplatform up` builds one there; or name the --home that is meant",
+    "NothingToServeError": "",
+    "PortTakenError": "take another --metrics-port, or end what listens there; `mlplatform status` shows a worker that runs",
+    "QuestionError": "",
+    "StateFileError": "",
+    "DocumentError": "mend that file, or name another",
+    "KeysFileError": "restore it, or name another with --file",
+    "ModuleNotFoundError": "`make install`",
+    "StreamDownError": "is the platform running? `mlplatform up`, or look with `mlplatform doctor`",
+    "RedisError": "`mlplatform doctor` looks at it",
+    "MlflowException": "`mlplatform doctor` looks at MLflow; its log tells why",
+}
+_FILES = {
+    errno.ENOENT: "it is not there: name another, or make it",
+    errno.EACCES: "this user may not: mend its owner or its mode",
+    errno.EPERM: "this user may not: mend its owner or its mode",
+    errno.EROFS: "name another place: that one cannot be written",
+    errno.ENOSPC: "make room on that disk",
+    errno.EISDIR: "a folder lies where a file belongs: move it away",
+    errno.ENOTDIR: "a file lies where a folder belongs: move it away, or name another --home",
+    errno.EEXIST: "a file lies where a folder belongs: move it away, or name another --home",
+}
+_NAMES = {
+    "redis": "Redis",
+    "online store": "the online store",
+    "mlflow": "MLflow",
+    "serving": "the prediction service",
+    "feast": "Feast's registry",
+}
+_FOLLOWS = "default_factory_not_called"  # of a field whose default follows from one that is wrong
+_OURS = "`mlplatform doctor` looks at everything the platform stands on"
+_FOREIGN = "MLPLATFORM_DEBUG=1 shows where it comes from"
+
+
+class DocumentError(ValueError):
+    """A file that was handed over is not what it should be; the message names the file and the place."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """`errors`, each a thing that is wrong; `details` of them; `mends`, each once."""
+
+    errors: tuple[str, ...]
+    mends: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()
+
+
+def explain(fault: BaseException) -> Told:
+    """Of the fault, or of what caused it where that is the one that is known. Never a password."""
+    for one in _chain(fault):
+        if (told := _known(one)) is not None:
+            return told
+    ours = type(fault).__module__.startswith("mlplatform.")
+    return Told(_first_line(fault), (_OURS if ours else _FOREIGN,))
+
+
+def document(path: Path, kind: "type[Document]") -> "Document":
+    """What a file holds, as JSON of `kind`. Raises DocumentError, OSError."""
+    from pydantic import ValidationError
+
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as refused:
+        raise DocumentError(f"{path}: {places(refused)}") from refused
+
+
+def places(refused: "ValidationError", prefix: str = "") -> str:
+    """A validation error in one line: where, and what is wrong there. Values stay out, they may be secrets."""
+    told = (e for e in refused.errors(include_input=False, include_url=False) if e["type"] != _FOLLOWS)
+    found = ((".".join(map(str, e["loc"])), str(e["msg"])) for e in told)
+    return "; ".join(f"{prefix + name.upper() if prefix else name}: {message}" if name else message for name, message in found)
+
+
+def _chain(fault: BaseException | None) -> Iterator[BaseException]:
+    """The fault and what caused it, outermost first."""
+    while fault is not None:
+        yield fault
+        fault = fault.__cause__ or (None if fault.__suppress_context__ else fault.__context__)
+
+
+def _known(fault: BaseException) -> Told | None:
+    names = [f"{kind.__module__}.{kind.__name__}" for kind in type(fault).__mro__]
+    if checks := next((_LOOKS[name] for name in names if name in _LOOKS), None):
+        return _away(fault, checks)
+    if "pydantic_core._pydantic_core.ValidationError" in names:
+        return _refused(fault)
+    short = [kind.__name__ for kind in type(fault).__mro__]
+    mend = next((_MENDS[name] for name in short if name in _MENDS), None)
+    if mend is not None:
+        # The end of a service's log is the cause; anything else in further lines is for the trace.
+        details = tuple(str(fault).strip().splitlines()[1:]) if "ServiceFailedError" in short else ()
+        return Told(_first_line(fault), (mend,) if mend else (), details)
+    if isinstance(fault, OSError) and fault.errno in _FILES:
+        where = f"{fault.filename}: " if fault.filename else ""
+        return Told((f"{where}{fault.strerror}",), (_FILES[fault.errno],))
+    return None
+
+
+def _away(fault: BaseException, checks: tuple[str, ...]) -> Told:
+    """What does not answer now, of what the fault may come from: an exception seldom says whose address it names."""
+    from mlplatform import doctor_platform
+    from mlplatform.local.service_state import read_state
+    from mlplatform.settings import load_settings
+
+    settings = load_settings()
+    patient = doctor_platform.Patient(settings.home, settings, read_state(settings.home))
+    down = [finding for name in checks for finding in getattr(doctor_platform, name)(patient) if finding.away]
+    if not down:
+        return Told(_first_line(fault), ("it answers again: try once more; `mlplatform doctor` looks at everything",))
+    errors = tuple(f"{_NAMES.get(one.check, one.check)}: {one.detail}" for one in down)
+    return Told(errors, tuple(dict.fromkeys(one.mend for one in down)))
+
+
+def _refused(fault: BaseException) -> Told:
+    from pydantic import ValidationError
+
+    assert isinstance(fault, ValidationError)
+    if fault.title.endswith("Settings"):
+        return Told((places(fault, "MLPLATFORM_"),), ("mend the MLPLATFORM_* variables named; `mlplatform doctor` lists them all",))
+    return Told((places(fault),), ("mend what is named",))
+
+
+def _first_line(fault: BaseException) -> tuple[str]:
+    return ((str(fault).strip() or type(fault).__name__).splitlines()[0],)
