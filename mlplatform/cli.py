@@ -135,9 +135,12 @@ def replay(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def feast(context: typer.Context, home: Home = HERE) -> None:
     """Feast's own command line on our feature repository, as `mlplatform feast -- feature-views list`."""
+    from mlplatform.cli_faults import require
     from mlplatform.local.feast_command import run_feast
 
-    run_feast(_settings(home), context.args)
+    settings = _settings(home)
+    require("feast")
+    run_feast(settings, context.args)
 
 
 # --- asking it -------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import their libraries.
 """
 
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -14,20 +14,30 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
+    from mlplatform.doctor_platform import Finding
+
     Document = TypeVar("Document", bound=BaseModel)
 
-_EVERYWHERE = ("redis", "mlflow", "serving", "sources")
+# The checks of `doctor_platform` that tell of each connection, by the name that their findings have.
+_CHECKS: Mapping[str, str] = {
+    "redis": "redis",
+    "online store": "redis",
+    "mlflow": "mlflow",
+    "serving": "serving",
+    "feast": "feast",
+    **dict.fromkeys(("source reference", "source weather", "source events"), "sources"),
+}
+_REDIS = ("redis", "online store")
+_EVERYWHERE = tuple(_CHECKS)
 
-# A connection failed: the checks of `doctor_platform` that tell which, by class or base class.
+# A connection failed: which may be meant, by the class of the fault or a base class.
 _LOOKS: Mapping[str, tuple[str, ...]] = {
-    "mlplatform.queries_stream.OnlineStoreAwayError": ("redis",),
     "mlplatform.clients.registry.RegistryUnreachableError": ("mlflow",),
     "mlplatform.client.ServiceUnreachableError": ("serving",),
-    "mlplatform.ingestion.errors.SourceDownError": ("sources",),
-    "redis.exceptions.ConnectionError": ("redis",),
-    "redis.exceptions.TimeoutError": ("redis",),
-    "redis.exceptions.RedisClusterException": ("redis",),
-    "sqlalchemy.exc.OperationalError": ("feast", "sources", "mlflow"),
+    "redis.exceptions.ConnectionError": _REDIS,
+    "redis.exceptions.TimeoutError": _REDIS,
+    "redis.exceptions.RedisClusterException": _REDIS,
+    "sqlalchemy.exc.OperationalError": ("feast", "source reference", "mlflow"),
     "httpx.TransportError": _EVERYWHERE,
     "requests.exceptions.ConnectionError": _EVERYWHERE,
     "builtins.ConnectionError": _EVERYWHERE,
@@ -54,6 +64,7 @@ _MENDS: Mapping[str, str] = {
     "DocumentError": "mend that file, or name another",
     "KeysFileError": "restore it, or name another with --file",
     "ModuleNotFoundError": "`make install`",
+    "SourceDownError": "is the platform running? `mlplatform up`, or look with `mlplatform doctor`",
     "StreamDownError": "is the platform running? `mlplatform up`, or look with `mlplatform doctor`",
     "RedisError": "`mlplatform doctor` looks at it",
     "MlflowException": "`mlplatform doctor` looks at MLflow; its log tells why",
@@ -82,6 +93,14 @@ _FOREIGN = "MLPLATFORM_DEBUG=1 shows where it comes from"
 
 class DocumentError(ValueError):
     """A file that was handed over is not what it should be; the message names the file and the place."""
+
+
+class AwayError(Exception):
+    """Something that a command needs does not answer. `needs`: the connections that it may be, as `_CHECKS` names them."""
+
+    def __init__(self, why: str, *needs: str) -> None:
+        super().__init__(why)
+        self.needs = needs
 
 
 @dataclass(frozen=True)
@@ -127,9 +146,11 @@ def _chain(fault: BaseException | None) -> Iterator[BaseException]:
 
 
 def _known(fault: BaseException) -> Told | None:
+    if isinstance(fault, AwayError):
+        return _away(fault, fault.needs)
     names = [f"{kind.__module__}.{kind.__name__}" for kind in type(fault).__mro__]
-    if checks := next((_LOOKS[name] for name in names if name in _LOOKS), None):
-        return _away(fault, checks)
+    if needs := next((_LOOKS[name] for name in names if name in _LOOKS), None):
+        return _away(fault, needs)
     if "pydantic_core._pydantic_core.ValidationError" in names:
         return _refused(fault)
     short = [kind.__name__ for kind in type(fault).__mro__]
@@ -144,19 +165,31 @@ def _known(fault: BaseException) -> Told | None:
     return None
 
 
-def _away(fault: BaseException, checks: tuple[str, ...]) -> Told:
+def require(*needs: str) -> None:
+    """Raises AwayError where one of the connections does not answer: for what would tell it in a trace of its own."""
+    if down := _down(needs):
+        raise AwayError(down[0].detail, *needs)
+
+
+def _away(fault: BaseException, needs: Sequence[str]) -> Told:
     """What does not answer now, of what the fault may come from: an exception seldom says whose address it names."""
+    down = _down(needs)
+    if not down:
+        return Told(_first_line(fault), ("it answers again: try once more; `mlplatform doctor` looks at everything",))
+    errors = tuple(f"{_NAMES.get(one.check, one.check)}: {one.detail}" for one in down)
+    return Told(errors, tuple(dict.fromkeys(one.mend for one in down)))
+
+
+def _down(needs: Sequence[str]) -> list["Finding"]:
+    """What doctor finds away of these connections."""
     from mlplatform import doctor_platform
     from mlplatform.local.service_state import read_state
     from mlplatform.settings import load_settings
 
     settings = load_settings()
     patient = doctor_platform.Patient(settings.home, settings, read_state(settings.home))
-    down = [finding for name in checks for finding in getattr(doctor_platform, name)(patient) if finding.away]
-    if not down:
-        return Told(_first_line(fault), ("it answers again: try once more; `mlplatform doctor` looks at everything",))
-    errors = tuple(f"{_NAMES.get(one.check, one.check)}: {one.detail}" for one in down)
-    return Told(errors, tuple(dict.fromkeys(one.mend for one in down)))
+    found = [one for check in dict.fromkeys(_CHECKS[need] for need in needs) for one in getattr(doctor_platform, check)(patient)]
+    return [one for one in found if one.away and one.check in needs]
 
 
 def _refused(fault: BaseException) -> Told:

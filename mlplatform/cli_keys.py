@@ -103,7 +103,7 @@ def list_keys(file: File = None, home: Home = HERE, as_json: AsJson = False) -> 
     if as_json:
         print_json(rows)
         return
-    table("keys", rows, empty=f"{path} holds none: `mlplatform keys create NAME`")
+    table("keys", [_line(row) for row in rows], empty=f"{path} holds none: `mlplatform keys create NAME`")
 
 
 @keys.command()
@@ -178,6 +178,20 @@ def _row(key: "AccessKey", now: datetime) -> dict[str, Any]:
         "burst": key.burst,
         "daily_quota": key.daily_quota,
         "secrets": sum(s.until is None or s.until > now for s in key.secrets),
+    }
+
+
+def _line(row: dict[str, Any]) -> dict[str, Any]:
+    """What fits a terminal; the rest is in the JSON."""
+    models = "every model" if row["models"] == ["*"] else ", ".join(row["models"])
+    limits = {"rate_per_s": "{:g}/s", "burst": "{} at once", "daily_quota": "{:,} a day"}
+    return {
+        "id": row["id"],
+        "name": row["name"],
+        "state": row["state"] + (f", {row['secrets']} secrets" if row["secrets"] > 1 else ""),
+        "may": f"{', '.join(row['actions'])}: {models}",
+        "expires": "never" if row["expires_at"] is None else row["expires_at"][:10],
+        "limits": ", ".join(form.format(row[name]) for name, form in limits.items() if row[name] is not None) or "none",
     }
 
 

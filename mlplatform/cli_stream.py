@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlplatform.cli_faults import AwayError
 from mlplatform.cli_options import HERE, Home
 from mlplatform.printing import say, table
 
@@ -46,12 +47,12 @@ def stream(
 
 
 def _tell_worker(settings: "Settings") -> int:
-    """Says who works. Returns 0 where somebody does, and all views are kept. Raises OnlineStoreAwayError."""
-    from mlplatform.queries_stream import OnlineStoreAwayError, told, worker
+    """Says who works. Returns 0 where somebody does, and all views are kept. Raises AwayError."""
+    from mlplatform.queries_stream import told, worker
 
     found = worker(settings)
     if found is None:
-        raise OnlineStoreAwayError(told(found))
+        raise AwayError(told(found), "redis", "online store")
     say(told(found))
     for view, reason in found["stopped"].items():
         say(f"  {view}: {reason}")

@@ -11,10 +11,6 @@ if TYPE_CHECKING:
 _TIMEOUT_S = 2.0
 
 
-class OnlineStoreAwayError(Exception):
-    """The online store does not answer, so nobody knows who works."""
-
-
 def worker(settings: "Settings") -> dict[str, Any] | None:
     """The worker that holds the lease or held it last; None where the online store does not answer.
 

@@ -5,7 +5,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -100,13 +100,9 @@ def test_what_answers_again_by_the_time_one_looks_is_said_to() -> None:
 
 
 def test_the_fault_that_is_known_is_told_where_another_came_of_it() -> None:
-    try:
-        try:
-            raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/etc/rules.json")
-        except FileNotFoundError as cause:
-            raise RuntimeError("it did not work") from cause
-    except RuntimeError as fault:
-        assert explain(fault).errors == ("/etc/rules.json: No such file or directory",)
+    outer = RuntimeError("it did not work")
+    outer.__cause__ = FileNotFoundError(errno.ENOENT, "No such file or directory", "/etc/rules.json")
+    assert explain(outer).errors == ("/etc/rules.json: No such file or directory",)
     assert explain(RuntimeError("nobody foresaw it")).mends == ("MLPLATFORM_DEBUG=1 shows where it comes from",)
 
 
