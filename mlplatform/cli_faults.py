@@ -25,10 +25,11 @@ _CHECKS: Mapping[str, str] = {
     "mlflow": "mlflow",
     "serving": "serving",
     "feast": "feast",
+    "lake": "lake",
     **dict.fromkeys(("source reference", "source weather", "source events"), "sources"),
 }
 _REDIS = ("redis", "online store")
-_EVERYWHERE = tuple(_CHECKS)
+_EVERYWHERE = tuple(name for name in _CHECKS if name != "lake")  # which libraries of its own tell of
 
 # A connection failed: which may be meant, by the class of the fault or a base class.
 _LOOKS: Mapping[str, tuple[str, ...]] = {
@@ -37,6 +38,7 @@ _LOOKS: Mapping[str, tuple[str, ...]] = {
     "redis.exceptions.ConnectionError": _REDIS,
     "redis.exceptions.TimeoutError": _REDIS,
     "redis.exceptions.RedisClusterException": _REDIS,
+    "deltalake.exceptions.DeltaError": ("lake",),
     "sqlalchemy.exc.OperationalError": ("feast", "source reference", "mlflow"),
     "httpx.TransportError": _EVERYWHERE,
     "requests.exceptions.ConnectionError": _EVERYWHERE,
@@ -61,12 +63,15 @@ _MENDS: Mapping[str, str] = {
     "PortTakenError": "take another --metrics-port, or end what listens there; `mlplatform status` shows a worker that runs",
     "QuestionError": "",
     "StateFileError": "",
+    "ClockFileError": "",
+    "UnreadableStoreError": "restore it from a copy, or name another with MLPLATFORM_MLFLOW_URL",
+    "DeltaError": "restore the table's `_delta_log`, or move the table away and materialize its asset again",
     "DocumentError": "mend that file, or name another",
     "KeysFileError": "restore it, or name another with --file",
     "ModuleNotFoundError": "`make install`",
     "SourceDownError": "is the platform running? `mlplatform up`, or look with `mlplatform doctor`",
     "StreamDownError": "is the platform running? `mlplatform up`, or look with `mlplatform doctor`",
-    "RedisError": "`mlplatform doctor` looks at it",
+    "ResponseError": "Redis answered so: `mlplatform doctor` looks at it, and its log tells more",
     "MlflowException": "`mlplatform doctor` looks at MLflow; its log tells why",
 }
 _FILES = {
@@ -85,6 +90,7 @@ _NAMES = {
     "mlflow": "MLflow",
     "serving": "the prediction service",
     "feast": "Feast's registry",
+    "lake": "the lake",
 }
 _FOLLOWS = "default_factory_not_called"  # of a field whose default follows from one that is wrong
 _OURS = "`mlplatform doctor` looks at everything the platform stands on"
@@ -135,6 +141,7 @@ def places(refused: "ValidationError", prefix: str = "") -> str:
     """A validation error in one line: where, and what is wrong there. Values stay out, they may be secrets."""
     told = (e for e in refused.errors(include_input=False, include_url=False) if e["type"] != _FOLLOWS)
     found = ((".".join(map(str, e["loc"])), str(e["msg"])) for e in told)
+    found = ((name, message.removeprefix("Value error, ")) for name, message in found)
     return "; ".join(f"{prefix + name.upper() if prefix else name}: {message}" if name else message for name, message in found)
 
 
@@ -149,12 +156,15 @@ def _known(fault: BaseException) -> Told | None:
     if isinstance(fault, AwayError):
         return _away(fault, fault.needs)
     names = [f"{kind.__module__}.{kind.__name__}" for kind in type(fault).__mro__]
-    if needs := next((_LOOKS[name] for name in names if name in _LOOKS), None):
+    short = [kind.__name__ for kind in type(fault).__mro__]
+    mend = next((_MENDS[name] for name in short if name in _MENDS), None)
+    needs = next((_LOOKS[name] for name in names if name in _LOOKS), None)
+    if needs is None and isinstance(fault, OSError) and fault.errno is None and fault.filename is None:
+        needs = ("lake",)  # an object store's, of which the Rust libraries keep neither address nor cause
+    if needs is not None and (mend is None or _down(needs)):
         return _away(fault, needs)
     if "pydantic_core._pydantic_core.ValidationError" in names:
         return _refused(fault)
-    short = [kind.__name__ for kind in type(fault).__mro__]
-    mend = next((_MENDS[name] for name in short if name in _MENDS), None)
     if mend is not None:
         # The end of a service's log is the cause; anything else in further lines is for the trace.
         details = tuple(str(fault).strip().splitlines()[1:]) if "ServiceFailedError" in short else ()

@@ -196,7 +196,7 @@ def lake(patient: Patient) -> Iterator[Finding]:
         # Any table will do: whether this one exists is told only after the store has answered.
         DeltaTable.is_deltatable(f"{root.rstrip('/')}/deployment/doctor", options)
     except (DeltaError, OSError, ValueError) as fault:
-        yield Finding("lake", "fail", f"{root} cannot be read: {_line(fault)}", "check MLPLATFORM_LAKE and MLPLATFORM_S3_*")
+        yield Finding("lake", "fail", f"{root} cannot be read: {_line(fault)}", "check MLPLATFORM_LAKE and MLPLATFORM_S3_*", away=True)
     else:
         yield Finding("lake", "ok", root)
 

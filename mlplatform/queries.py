@@ -44,7 +44,7 @@ def use_home(home: Path) -> "Settings":
     """The settings of the platform under `home`: what its services were started with, below what the environment says already.
 
     Where nothing runs any more, MLflow is read from its own store: the address of the ended server is of no use.
-    Raises `QuestionError` for an unreadable environment.json, `ValidationError` for settings that are refused.
+    Raises `QuestionError` for an unreadable environment.json or a lake that is a file, `ValidationError` for settings that are refused.
     """
     from mlplatform.local.service_state import recorded_services
     from mlplatform.settings import load_settings
@@ -56,7 +56,12 @@ def use_home(home: Path) -> "Settings":
     for name, value in recorded.items():
         os.environ.setdefault(name, value)
     load_settings.cache_clear()
-    return load_settings()
+    settings = load_settings()
+    if Path(settings.lake_root).is_file():
+        raise QuestionError(
+            f"{settings.lake_root} is a file, where the folder of the tables belongs: move it away, or mend MLPLATFORM_LAKE"
+        )
+    return settings
 
 
 def built_home(home: Path) -> "Settings":
@@ -81,11 +86,11 @@ def actor() -> str:
 
 def _recorded_environment(home: Path) -> dict[str, str]:
     path = home / "environment.json"
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
         content = json.loads(path.read_text())
-    except json.JSONDecodeError as fault:
+    except (OSError, ValueError) as fault:
         raise QuestionError(f"{path} cannot be read ({fault}): `make down`, then `make up` writes it anew") from fault
     if not isinstance(content, dict):
         raise QuestionError(f"{path} holds no object: `make down`, then `make up` writes it anew")

@@ -158,7 +158,7 @@ def test_an_mlflow_that_is_away_is_named_without_its_password(closed) -> None:
         ('{"experiment": {"name": "A b"}}', "experiment.name: String should match"),
     ],
 )
-def test_a_fault_in_a_file_of_rules_names_the_file_and_the_place_and_no_variable(fails, tmp_path, monkeypatch, text, fault) -> None:
+def test_a_fault_in_a_file_of_rules_names_the_file_and_the_place_and_no_variable(tmp_path, text, fault) -> None:
     file = tmp_path / "rules.json"
     file.write_text(text)
     with pytest.raises(DocumentError) as refused:
@@ -266,3 +266,68 @@ def test_a_number_or_name_that_cannot_work_is_refused_before_anything_is_done(tm
 def test_a_key_that_begins_later_and_expires_after_that_is_made(tmp_path) -> None:
     words = ["keys", "create", "ann", "--days", "20000", "--not-before", "2030-01-01", "--file", str(tmp_path / "keys.json"), "--json"]
     assert json.loads(CliRunner().invoke(cli.app, words).stdout)["state"] == "not yet"
+
+
+# --- a home that somebody's hand or disk spoiled ---------------------------------------------------------------------
+
+
+def spoil(file: Path, text: str = "{ not what belongs here") -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("file", "words", "mend"),
+    [
+        ("services.json", ("status",), "remove it"),
+        ("services.json", ("down",), "remove it"),
+        ("environment.json", ("models",), "make up"),
+        ("clock.json", ("status",), "make up"),
+        ("clock.json", ("features",), "make up"),
+        ("serving/keys.json", ("keys", "list"), "restore it"),
+        ("mlflow/mlflow.db", ("models",), "restore it"),
+        ("mlflow/mlflow.db", ("traffic", MODEL), "restore it"),
+        ("lake", ("history", MODEL), "move it away"),
+    ],
+)
+def test_a_file_that_is_spoiled_is_named_with_its_mend(fails, home, monkeypatch, file, words, mend) -> None:
+    spoil(home / file)
+    if file == "clock.json":
+        monkeypatch.setenv("MLPLATFORM_CLOCK", str(home / file))
+    said = fails(*words)
+    assert str(home / file) in said
+    assert mend in said
+    assert "MLPLATFORM_DEBUG" not in said
+
+
+def test_a_table_with_a_spoiled_log_is_named_with_its_mend(fails, home) -> None:
+    spoil(home / "lake" / "offline" / "origin_weather" / "_delta_log" / f"{0:020}.json")
+    said = fails("fingerprint", "offline/origin_weather")
+    assert said.startswith("error: table offline/origin_weather cannot be read")
+    assert "mend:  restore the table's `_delta_log`" in said
+
+
+@pytest.mark.parametrize("file", ["services.json", "environment.json"])
+def test_a_folder_in_the_place_of_a_state_file_is_not_taken_for_nothing(fails, home, file) -> None:
+    (home / file).mkdir(parents=True)
+    assert str(home / file) in fails("status")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REDIS_URL", f"http://u:{SECRET}@x"),
+        ("REDIS_URL", f"redis://x:{SECRET}"),
+        ("REDIS_URL", f"redis://u:{SECRET}/@x:notaport"),
+        ("ONLINE_URL", "127.0.0.1:6379"),
+        ("MLFLOW_URL", "mlruns"),
+        ("SERVING_URL", "127.0.0.1:8000"),
+        ("SOURCE_WEATHER", f"ftp://u:{SECRET}@x"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_by_the_name_of_its_variable(fails, monkeypatch, name, value) -> None:
+    monkeypatch.setenv(f"MLPLATFORM_{name}", value)
+    said = fails("status")
+    assert said.startswith(f"error: MLPLATFORM_{name}: it is no address")
+    assert SECRET not in said

@@ -344,7 +344,7 @@ def _take_view(out: Assembled, plan: _ViewPlan, positions: Positions, found: Fou
     for row, place in enumerate(places):
         if untold[row]:
             continue
-        reason = why[place] if place >= 0 else "missing"
+        reason: Reason | None = why[place] if place >= 0 else "missing"
         if reason is not None:
             _tell(out, plan.view, row, reason)
         if place >= 0 and found.absent == "unreachable" and reason != "future":

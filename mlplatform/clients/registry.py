@@ -24,6 +24,7 @@ from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion as MlflowModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from sqlalchemy.exc import SQLAlchemyError
 
 from mlplatform.addresses import request_of, without_password
 from mlplatform.clients import model_files
@@ -37,6 +38,10 @@ _BATCH: Final = 1000  # MLflow refuses more metrics in one call
 
 class RegistryUnreachableError(RegistryError):
     """The MLflow server does not answer."""
+
+
+class UnreadableStoreError(RegistryError):
+    """The database that MLflow keeps its models in cannot be opened."""
 
 
 class UnknownModelError(RegistryError, LookupError):
@@ -248,10 +253,14 @@ class Registry:
         with warnings.catch_warnings():
             # On a database, the client sets up MLflow's tables, whose declarations SQLAlchemy 2.1 finds out of date.
             warnings.simplefilter("ignore", DeprecationWarning)
-            client = MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
-            if folder:
-                client.search_experiments(max_results=1)
-                client.search_registered_models(max_results=1)
+            try:
+                client = MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
+                if folder:
+                    client.search_experiments(max_results=1)
+                    client.search_registered_models(max_results=1)
+            except SQLAlchemyError as refused:
+                why = str(refused).splitlines()[0]
+                raise UnreadableStoreError(f"MLflow's store {self._shown} cannot be read: {why}") from refused
         return client
 
     def _folder(self) -> Path | None:

@@ -74,13 +74,13 @@ def _path(home: Path) -> Path:
 
 def read_state(home: Path) -> State:
     """Raises `StateFileError` where the file is not what this version writes."""
-    if not _path(home).is_file():
+    if not _path(home).exists():
         return State()
     try:
         content = json.loads(_path(home).read_text())
         supervisor = content["supervisor"]
         return State(tuple(Service(**entry) for entry in content["services"]), (supervisor[0], supervisor[1]) if supervisor else None)
-    except (KeyError, TypeError, json.JSONDecodeError) as fault:
+    except (OSError, KeyError, TypeError, ValueError) as fault:
         raise StateFileError(f"{_path(home)} cannot be read ({fault}): end its processes by hand and remove it") from fault
 
 
