@@ -90,7 +90,7 @@ def _stack(table: "Table", console: "Console") -> None:
     """Each row as lines of a column's name and its value; what is empty is left out."""
     names = [console.render_str(str(column.header)) for column in table.columns]
     width = max(name.cell_len for name in names)
-    console.print(table.title, style="bold", soft_wrap=True)
+    console.print(table.title, style="bold", highlight=False, soft_wrap=True)
     for cells in zip(*(column.cells for column in table.columns), strict=True):
         console.print()
         for name, cell in zip(names, cells, strict=True):

@@ -83,6 +83,16 @@ def test_where_the_online_store_is_a_redis_of_its_own_it_is_told_apart(fails, al
     assert errors[0].startswith(f"error: the online store: redis://{all_away}/0 does not answer")
 
 
+def test_feast_is_not_started_where_its_registry_is_away(fails, all_away, monkeypatch) -> None:
+    # In its place, the process of this test would be replaced by Feast's.
+    monkeypatch.setattr("mlplatform.local.feast_command.run_feast", lambda *_: pytest.fail("Feast was started"))
+    monkeypatch.setenv("MLPLATFORM_FEAST_REGISTRY", f"postgresql+psycopg://ann:{SECRET}@{all_away}/feast")
+    said = fails("feast", "feature-views", "list")
+    assert said.startswith(f"error: Feast's registry: postgresql+psycopg://{all_away}/feast")
+    assert "MLPLATFORM_FEAST_REGISTRY" in said
+    assert SECRET not in said
+
+
 def test_a_database_that_is_away_is_told_by_its_use() -> None:
     sqlalchemy = pytest.importorskip("sqlalchemy")
     with pytest.raises(sqlalchemy.exc.OperationalError) as refused, sqlalchemy.create_engine("sqlite:////nowhere/at/all.db").connect():
