@@ -13,9 +13,10 @@ import typer
 
 from mlplatform import cli_features, cli_release
 from mlplatform.cli_bench import bench
+from mlplatform.cli_faults import explain
 from mlplatform.cli_keys import keys
 from mlplatform.cli_online import online
-from mlplatform.cli_options import HERE, AsJson, Home, Model
+from mlplatform.cli_options import HERE, AsJson, Home, Model, within
 from mlplatform.cli_options import now as _now
 from mlplatform.cli_options import settings_of as _settings
 from mlplatform.cli_stream import stream
@@ -44,37 +45,11 @@ app.command()(cli_release.reject)
 app.command()(cli_release.promote)
 app.command()(cli_release.rollback)
 
-# What to do about a fault, by the name of its class or of a base class of it: naming classes here would import their libraries.
-_MENDS = {
-    "RegistryUnreachableError": "is the platform running? `mlplatform up`, or look with `mlplatform doctor`",
-    "UnknownModelError": "`mlplatform models` lists what is registered",
-    "NoPreviousGenerationError": "`mlplatform online status` shows the generations there are",
-    "TakenOverError": "`mlplatform online status` shows what is read; nothing else is to be done",
-    "VerificationError": "readers are not affected; `mlplatform doctor`, then try again",
-    "Failure": "",
-    "NothingToRollBackToError": "`mlplatform history MODEL` shows what served",
-    "HomeInUseError": "`mlplatform down` ends it, or take another --home",
-    "ServiceFailedError": "the log named above tells why; `mlplatform doctor` looks at the rest",
-    "StreamDownError": "is the platform running? `mlplatform up`, or look with `mlplatform doctor`",
-    "RedisDownError": "is the platform running? `mlplatform up`, or look with `mlplatform doctor`",
-    "ReleaseRefusedError": "`mlplatform deployment MODEL` shows the states of its versions",
-    "LedgerBusyError": "try again; `mlplatform history MODEL` shows who writes",
-    "RedisError": "is the platform running? `mlplatform up`, or look with `mlplatform doctor`",
-    "MissingTableError": "nothing is built yet: `mlplatform demo`, or materialize the asset in the Dagster UI",
-    "ValidationError": "mend the MLPLATFORM_* variables named; `mlplatform doctor` lists them all",
-    "NothingBuiltError": "`mlplatform demo` or `mlplatform up` builds one there; or name the --home that is meant",
-    "PortTakenError": "take another --metrics-port, or end what listens there; `mlplatform status` shows a worker that runs",
-    "QuestionError": "",
-    "KeysFileError": "restore it, or name another with --file",
-    "ModuleNotFoundError": "`make install`",
-}
-
-
 _STOPPED = (129, 130, 143)  # by SIGHUP, SIGINT or SIGTERM
 
 
 def main() -> None:
-    """Entry point. Faults end with status 1 and two lines; `MLPLATFORM_DEBUG=1` shows the trace."""
+    """Entry point. Faults end with status 1 and say what is wrong and its mend (`cli_faults`); `MLPLATFORM_DEBUG=1` shows the trace."""
     # Nothing asked here calls home, and MLflow would keep an id for that outside HOME.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
@@ -91,19 +66,13 @@ def main() -> None:
 
 
 def _complain(fault: Exception) -> None:
-    lines = str(fault).strip().splitlines() or [type(fault).__name__]
-    names = [kind.__name__ for kind in type(fault).__mro__]
-    mend = next((_MENDS[name] for name in names if name in _MENDS), "MLPLATFORM_DEBUG=1 shows where it comes from")
-    if "ValidationError" in names and isinstance(fault, ValueError):
-        from mlplatform.doctor import in_one_line
-
-        lines = [in_one_line(fault)]
-    typer.echo(f"error: {lines[0]}", err=True)
-    # The end of a service's log is the cause; anything else in further lines is for the trace.
-    for line in lines[1:] if "ServiceFailedError" in names else ():
+    told = explain(fault)
+    for line in told.errors:
+        typer.echo(f"error: {line}", err=True)
+    for line in told.details:
         typer.echo(f"  {line}", err=True)
-    if mend:
-        typer.echo(f"mend:  {mend}", err=True)
+    for line in told.mends:
+        typer.echo(f"mend:  {line}", err=True)
 
 
 # --- running it ------------------------------------------------------------------------------------------------------
@@ -113,7 +82,7 @@ def _complain(fault: Exception) -> None:
 def demo(
     days: Annotated[int, typer.Option(min=1, max=30, help="Days of September 2013 that pass in fast motion.")] = 2,
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running, as `up` does.")] = False,
-    trials: Annotated[int | None, typer.Option(min=1, help="Tuning trials, instead of the model's own number.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, max=10_000, help="Tuning trials, instead of the model's own number.")] = None,
     home: Home = HERE,
 ) -> None:
     """The whole loop on real flights, in minutes: from source systems to a served prediction to a drift report.
@@ -127,7 +96,7 @@ def demo(
 
 @app.command()
 def up(
-    speed: Annotated[float, typer.Option(min=0, help="How many simulated seconds pass in a second.")] = 1.0,
+    speed: Annotated[float, typer.Option(callback=within(0, 86_400), help="How many simulated seconds pass in a second.")] = 1.0,
     home: Home = HERE,
 ) -> None:
     """Start the platform and leave it running: lineage UI, MLflow, prediction service, schedules and sensors."""
@@ -165,9 +134,12 @@ def replay(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def feast(context: typer.Context, home: Home = HERE) -> None:
     """Feast's own command line on our feature repository, as `mlplatform feast -- feature-views list`."""
+    from mlplatform.cli_faults import require
     from mlplatform.local.feast_command import run_feast
 
-    run_feast(_settings(home), context.args)
+    settings = _settings(home)
+    require("feast")
+    run_feast(settings, context.args)
 
 
 # --- asking it -------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mlplatform.cli_options import HERE, AsJson, Home
+from mlplatform.cli_options import HERE, AsJson, Home, within
 from mlplatform.cli_stream import bench_stream
 
 bench = typer.Typer(help="Measurements: what the platform's promises are checked with.", no_args_is_help=True, rich_markup_mode=None)
@@ -32,7 +32,8 @@ def bench_fingerprint(as_json: AsJson = False) -> None:
 
 @bench.command(name="online")
 def bench_online(
-    entities: Annotated[int, typer.Option(min=1000, help="Entities of each of the three views.")] = 30_000, as_json: AsJson = False
+    entities: Annotated[int, typer.Option(min=1000, max=10_000_000, help="Entities of each of the three views.")] = 30_000,
+    as_json: AsJson = False,
 ) -> None:
     """The online store beside Feast's own Redis store: writing, reading, memory. Starts a Valkey of its own."""
     from mlplatform.local.bench_online import run_bench_online
@@ -42,9 +43,9 @@ def bench_online(
 
 @bench.command("join")
 def bench_join(
-    rows: Annotated[int | None, typer.Option(min=1, help="Entity rows: 300,000, or 10,000,000 with --memory.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, max=1_000_000_000, help="Entity rows: 300,000, or 10,000,000 with --memory.")] = None,
     memory: Annotated[bool, typer.Option("--memory", help="The peak memory of a large join instead of the race.")] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the race, each in a fresh order.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, max=1_000, help="Rounds of the race, each in a fresh order.")] = 3,
     as_json: AsJson = False,
 ) -> None:
     """The training join beside bare Polars and Feast's own stores; or its memory."""
@@ -79,8 +80,8 @@ def bench_serving(
             help="Comma-separated of 1x1,1x16,1x64,100x64 (rows x connections) and open; empty: all, with --sink-dead 1x64 and open."
         ),
     ] = "",
-    seconds: Annotated[float, typer.Option(min=0, help="Of each measurement; 0: 3, with --sink-dead 60.")] = 0,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of every service; medians are of these.")] = 3,
+    seconds: Annotated[float, typer.Option(callback=within(0, 3_600), help="Of each measurement; 0: 3, with --sink-dead 60.")] = 0,
+    rounds: Annotated[int, typer.Option(min=1, max=1_000, help="Turns of every service; medians are of these.")] = 3,
     scale: Annotated[bool, typer.Option(help="Two processes beside one, where there are four cores.")] = True,
     check: Annotated[bool, typer.Option("--check", help="Only compare answers with Booster.predict, bit by bit.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Only sample the service under the first load.")] = False,

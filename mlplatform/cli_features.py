@@ -43,7 +43,7 @@ def features(
 
 def fingerprint(
     name: Annotated[str, typer.Argument(metavar="TABLE", help="A table of the lake, as offline/origin_weather.")],
-    version: Annotated[int | None, typer.Option(min=0, help="A Delta version, instead of the newest.")] = None,
+    version: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="A Delta version, instead of the newest.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read the rows and compare: status 1 where they differ.")] = False,
     home: Home = HERE,
     as_json: AsJson = False,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from mlplatform.cli_options import HERE, AsJson, Home
+from mlplatform.cli_options import HERE, AsJson, Home, within
 from mlplatform.clock import SystemClock
 from mlplatform.printing import print_json, say, table
 
@@ -23,8 +23,13 @@ keys = typer.Typer(help="API keys of the prediction service.", no_args_is_help=T
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="A key's id; `mlplatform keys list` shows them.")]
 File = Annotated[
     Path | None,
-    typer.Option("--file", envvar="MLPLATFORM_SERVING_KEYS_FILE", help="File the service reads. Default: HOME/serving/keys.json"),
+    typer.Option(
+        "--file", envvar="MLPLATFORM_SERVING_KEYS_FILE", dir_okay=False, help="File the service reads. Default: HOME/serving/keys.json"
+    ),
 ]
+_LONGEST_DAYS = 36_500
+_FASTEST = 1_000_000  # requests a second
+_LONGEST_NAME = 64
 _ACTIONS = ("predict", "metrics", "admin")  # of `access_keys.Action`, which loads pydantic
 
 
@@ -33,11 +38,19 @@ def create(
     name: Annotated[str, typer.Argument(help="Who or what the key is for, as checkout-service.")],
     model: Annotated[list[str] | None, typer.Option(help="A model it may ask; may be given many times. Default: every model.")] = None,
     action: Annotated[list[str] | None, typer.Option(help=f"{', '.join(_ACTIONS)}; may be given many times. Default: predict.")] = None,
-    days: Annotated[float | None, typer.Option(min=0.0, help="Days until it expires. Default: never.")] = None,
+    days: Annotated[
+        float | None, typer.Option(callback=within(0, _LONGEST_DAYS, above=True), help="Days until it expires. Default: never.")
+    ] = None,
     start: Annotated[datetime | None, typer.Option("--not-before", help="When it begins to work, UTC. Default: now.")] = None,
-    rate: Annotated[float | None, typer.Option(min=0.001, help="Requests a second, per replica. Default: no limit.")] = None,
-    burst: Annotated[int | None, typer.Option(min=1, help="Requests at once within the rate. Default: one second's worth.")] = None,
-    quota: Annotated[int | None, typer.Option(min=1, help="Requests a day (UTC), over all replicas. Default: no limit.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(callback=within(0.001, _FASTEST), help="Requests a second, per replica. Default: no limit.")
+    ] = None,
+    burst: Annotated[
+        int | None, typer.Option(min=1, max=_FASTEST, help="Requests at once within the rate. Default: one second's worth.")
+    ] = None,
+    quota: Annotated[
+        int | None, typer.Option(min=1, max=10**12, help="Requests a day (UTC), over all replicas. Default: no limit.")
+    ] = None,
     file: File = None,
     home: Home = HERE,
     as_json: AsJson = False,
@@ -49,15 +62,25 @@ def create(
         raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(_ACTIONS)}", param_hint="--action")
     if burst is not None and rate is None:
         raise typer.BadParameter("needs --rate", param_hint="--burst")
+    if not 0 < len(name) <= _LONGEST_NAME:
+        raise typer.BadParameter(f"1 to {_LONGEST_NAME} characters", param_hint="NAME")
+    if "" in (model or ()):
+        raise typer.BadParameter("a model has a name", param_hint="--model")
     now = SystemClock().now()
+    begins = start.replace(tzinfo=UTC) if start else None
+    expires = now + timedelta(days=days) if days is not None else None
+    if begins is not None and expires is not None and expires <= begins:
+        raise typer.BadParameter(
+            f"it would expire on {expires:%Y-%m-%d %H:%M} UTC, before it begins to work on {begins:%Y-%m-%d %H:%M}", param_hint="--days"
+        )
     secret = access_keys.new_secret()
     key = access_keys.AccessKey(
         id=access_keys.new_id(),
         name=name,
         models=tuple(model or (access_keys.EVERY_MODEL,)),
         actions=cast("tuple[Action, ...]", tuple(action or ("predict",))),
-        not_before=start.replace(tzinfo=UTC) if start else None,
-        expires_at=now + timedelta(days=days) if days is not None else None,
+        not_before=begins,
+        expires_at=expires,
         rate_per_s=rate,
         burst=burst or (max(1, math.ceil(rate)) if rate else None),
         daily_quota=quota,
@@ -80,7 +103,7 @@ def list_keys(file: File = None, home: Home = HERE, as_json: AsJson = False) -> 
     if as_json:
         print_json(rows)
         return
-    table("keys", rows, empty=f"{path} holds none: `mlplatform keys create NAME`")
+    table("keys", [_line(row) for row in rows], empty=f"{path} holds none: `mlplatform keys create NAME`")
 
 
 @keys.command()
@@ -99,7 +122,7 @@ def revoke(key_id: KeyId, file: File = None, home: Home = HERE) -> None:
 @keys.command()
 def rotate(
     key_id: KeyId,
-    grace_h: Annotated[float, typer.Option(min=0.0, help="Hours the secret before goes on working.")] = 24.0,
+    grace_h: Annotated[float, typer.Option(callback=within(0, 8_760), help="Hours the secret before goes on working.")] = 24.0,
     file: File = None,
     home: Home = HERE,
     as_json: AsJson = False,
@@ -155,6 +178,20 @@ def _row(key: "AccessKey", now: datetime) -> dict[str, Any]:
         "burst": key.burst,
         "daily_quota": key.daily_quota,
         "secrets": sum(s.until is None or s.until > now for s in key.secrets),
+    }
+
+
+def _line(row: dict[str, Any]) -> dict[str, Any]:
+    """What fits a terminal; the rest is in the JSON."""
+    models = "every model" if row["models"] == ["*"] else ", ".join(row["models"])
+    limits = {"rate_per_s": "{:g}/s", "burst": "{} at once", "daily_quota": "{:,} a day"}
+    return {
+        "id": row["id"],
+        "name": row["name"],
+        "state": row["state"] + (f", {row['secrets']} secrets" if row["secrets"] > 1 else ""),
+        "may": f"{', '.join(row['actions'])}: {models}",
+        "expires": "never" if row["expires_at"] is None else row["expires_at"][:10],
+        "limits": ", ".join(form.format(row[name]) for name, form in limits.items() if row[name] is not None) or "none",
     }
 
 

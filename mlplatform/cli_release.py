@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlplatform.cli_options import HERE, Actor, AsJson, Home, Model, settings_of
+from mlplatform.cli_options import HERE, NEWEST_VERSION, Actor, AsJson, Home, Model, settings_of
 from mlplatform.cli_options import now as time_now
 from mlplatform.printing import print_json, say, short_time, table
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlplatform.deployment.decide import Decision
     from mlplatform.orchestration.resources import Clients
 
-Number = Annotated[int, typer.Argument(metavar="VERSION", min=1, help="Number of the version.")]
+Number = Annotated[int, typer.Argument(metavar="VERSION", min=1, max=NEWEST_VERSION, help="Number of the version.")]
 Reason = Annotated[str, typer.Option(help="Why: it goes into the history.")]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlplatform.cli_faults import AwayError
 from mlplatform.cli_options import HERE, Home
 from mlplatform.printing import say, table
 
@@ -46,20 +47,24 @@ def stream(
 
 
 def _tell_worker(settings: "Settings") -> int:
-    """Says who works. Returns 0 where somebody does, and all views are kept."""
+    """Says who works. Returns 0 where somebody does, and all views are kept. Raises AwayError."""
     from mlplatform.queries_stream import told, worker
 
     found = worker(settings)
+    if found is None:
+        raise AwayError(told(found), "redis", "online store")
     say(told(found))
-    for view, reason in found["stopped"].items() if found else ():
+    for view, reason in found["stopped"].items():
         say(f"  {view}: {reason}")
-    return 0 if found and found["works"] and not found["stopped"] else 1
+    return 0 if found["works"] and not found["stopped"] else 1
 
 
 def bench_stream(
-    seconds: Annotated[int, typer.Option(min=5, help="How long events flow, per run.")] = 30,
-    rate: Annotated[int, typer.Option(min=1, help="Events a second.")] = 5_000,
-    kills: Annotated[int, typer.Option(min=0, help="Kill so many workers at random points instead, and compare with a batch.")] = 0,
+    seconds: Annotated[int, typer.Option(min=5, max=86_400, help="How long events flow, per run.")] = 30,
+    rate: Annotated[int, typer.Option(min=1, max=1_000_000, help="Events a second.")] = 5_000,
+    kills: Annotated[
+        int, typer.Option(min=0, max=10_000, help="Kill so many workers at random points instead, and compare with a batch.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Streaming features: from an event to its values in Redis, what an event costs, and what a killed worker leaves."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlplatform.cli_options import HERE, AsJson, Home, settings_of
+from mlplatform.cli_faults import document
+from mlplatform.cli_options import HERE, NEWEST_VERSION, AsJson, Home, settings_of, within
 from mlplatform.printing import print_json, say, table
 
 if TYPE_CHECKING:
@@ -21,10 +22,13 @@ _NONE = "none"
 
 def traffic(
     model: Annotated[str, typer.Argument(help="Name of the model.")],
-    canary: Annotated[float | None, typer.Option(min=0, max=100, help="Percent of the entities the canary shall answer.")] = None,
+    canary: Annotated[float | None, typer.Option(callback=within(0, 100), help="Percent of the entities the canary shall answer.")] = None,
     canary_version: Annotated[str | None, typer.Option(metavar="VERSION", help="The canary's version, or 'none'.")] = None,
     shadow_version: Annotated[str | None, typer.Option(metavar="VERSION", help="The shadow's version, or 'none'.")] = None,
-    rules: Annotated[Path | None, typer.Option(help="A file with the whole rules as JSON: experiments, salts, sticky fields.")] = None,
+    rules: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="A file with the whole rules as JSON: experiments, salts, sticky fields."),
+    ] = None,
     reason: Annotated[str, typer.Option(help="Why: it goes into the history.")] = "by hand",
     home: Home = HERE,
     as_json: AsJson = False,
@@ -65,7 +69,7 @@ def _change(
     from mlplatform.orchestration.traffic_state import set_canary_weight, set_rules, set_side
 
     who = (clients.settings.acts_as, reason)
-    given = TrafficRules.model_validate_json(rules.read_text()) if rules is not None else None
+    given = document(rules, TrafficRules) if rules is not None else None
     steps = []
     if canary_version == _NONE:
         steps.append(partial(set_canary_weight, clients, model, 0.0, *who))
@@ -89,7 +93,7 @@ def _number(text: str) -> int | None:
 
     if text == _NONE:
         return None
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:20]) <= NEWEST_VERSION:
         raise QuestionError(f"'{text}' is no version: write its number, or 'none'")
     return int(text)
 

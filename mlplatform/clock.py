@@ -18,6 +18,10 @@ class Clock(Protocol):
         ...
 
 
+class ClockFileError(ValueError):
+    """The file of a simulated clock holds no time; the message says what to do."""
+
+
 class SystemClock:
     """Wall time."""
 
@@ -35,9 +39,14 @@ class SimulatedClock:
     path: Path
 
     def now(self) -> datetime:
-        state = json.loads(self.path.read_text())
-        passed = (time.time() - state["wall"]) * state["speed"]
-        return datetime.fromisoformat(state["anchor"]) + timedelta(seconds=passed)
+        """Raises ClockFileError where the file is not what `set` writes, OSError where it cannot be read."""
+        text = self.path.read_text()
+        try:
+            state = json.loads(text)
+            passed = (time.time() - state["wall"]) * state["speed"]
+            return datetime.fromisoformat(state["anchor"]) + timedelta(seconds=passed)
+        except (ValueError, TypeError, KeyError) as fault:
+            raise ClockFileError(f"{self.path} is no clock: `make down`, remove it, then `make up` begins anew") from fault
 
     def set(self, to: datetime, speed: float = 0.0) -> None:
         """Puts the clock at `to`. The file is replaced in one step, so a reader never sees half of it."""

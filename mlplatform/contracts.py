@@ -153,10 +153,13 @@ class Arm(_Frozen):
 
 
 class Experiment(_Frozen):
-    """Named versions that share the entities the canary does not take; weights in percent of those, 100 in all."""
+    """Named versions that share the entities the canary does not take; weights in percent of those, 100 in all.
+
+    Without a salt of its own the name is the salt, so that another experiment draws other entities.
+    """
 
     name: _Name
-    salt: _Salt
+    salt: _Salt = Field(default_factory=lambda known: str(known["name"]))
     arms: Annotated[tuple[Arm, ...], Field(min_length=2, max_length=16)]
 
     @model_validator(mode="after")

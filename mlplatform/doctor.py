@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
+from mlplatform.cli_faults import places
 from mlplatform.doctor_platform import PLATFORM_CHECKS, Finding, Level, Patient
 from mlplatform.local.service_state import read_state
 from mlplatform.queries import QuestionError, use_home
@@ -42,13 +43,10 @@ def worst(findings: list[Finding]) -> Level:
 
 
 def in_one_line(refused: ValueError) -> str:
-    """A validation error in one line; values stay out, they may be secrets."""
+    """Refused settings in one line; values stay out, they may be secrets."""
     from pydantic import ValidationError
 
-    if not isinstance(refused, ValidationError):
-        return str(refused)
-    named = ((".".join(str(part) for part in e["loc"]), str(e["msg"])) for e in refused.errors(include_input=False, include_url=False))
-    return "; ".join(f"{f'MLPLATFORM_{name.upper()}: ' if name else ''}{message}" for name, message in named)
+    return places(refused, "MLPLATFORM_") if isinstance(refused, ValidationError) else str(refused)
 
 
 # --- this machine ----------------------------------------------------------------------------------------------------

@@ -23,12 +23,13 @@ _TIMEOUT_S = 2.0
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found; `mend` says what to do about it, empty where it is well."""
+    """What one check found; `mend` says what to do about it, empty where it is well. `away`: what was asked does not answer."""
 
     check: str
     level: Level
     detail: str
     mend: str = ""
+    away: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ class Patient:
 
     def down(self, check: str, detail: str, mend: str) -> Finding:
         """Something does not answer."""
+        if self.expected:
+            return Finding(check, "fail", detail, mend, away=True)
+        return Finding(check, "warn", detail, f"{_START}; or {mend}", away=True)
+
+    def lacking(self, check: str, detail: str, mend: str) -> Finding:
+        """Something was never set or made."""
         return Finding(check, "fail", detail, mend) if self.expected else Finding(check, "warn", detail, _START)
 
 
@@ -59,6 +66,7 @@ def services(patient: Patient) -> Iterator[Finding]:
     if not any(service.running for service in recorded):
         yield Finding("services", "warn", f"nothing runs under {patient.home}", _START)
         return
+    running = [service.name for service in recorded if service.running]
     for service in recorded:
         log = patient.home / "logs" / f"{service.name}.log"
         if not service.running:
@@ -67,7 +75,11 @@ def services(patient: Patient) -> Iterator[Finding]:
             again = "runs again" if keeper.pid else f"is started again in {keeper.wait_s:g} s"
             ended = f"{service.name} ended with {keeper.last_end} and {again} (restarts: {keeper.restarts})"
             yield Finding("services", "warn" if keeper.pid else "fail", ended, f"{log} tells why")
-    yield Finding("services", "ok", f"running: {', '.join(service.name for service in recorded if service.running)}")
+    # Beside one that has ended, a list of the others under a tick would read as if all were well.
+    if len(running) == len(recorded):
+        yield Finding("services", "ok", f"running: {', '.join(running)}")
+    else:
+        yield Finding("services", "warn", f"{len(running)} of {len(recorded)} run: {', '.join(running)}", "see above")
 
 
 def redis(patient: Patient) -> Iterator[Finding]:
@@ -112,7 +124,7 @@ def mlflow(patient: Patient) -> Iterator[Finding]:
     elif Path(uri.removeprefix("sqlite:///")).is_file():
         yield Finding("mlflow", "ok", f"no server; its store is {uri}")
     else:
-        yield patient.down("mlflow", "no server, and no store yet", "`make demo`")
+        yield patient.lacking("mlflow", "no server, and no store yet", "`make demo`")
 
 
 def serving(patient: Patient) -> Iterator[Finding]:
@@ -184,7 +196,7 @@ def lake(patient: Patient) -> Iterator[Finding]:
         # Any table will do: whether this one exists is told only after the store has answered.
         DeltaTable.is_deltatable(f"{root.rstrip('/')}/deployment/doctor", options)
     except (DeltaError, OSError, ValueError) as fault:
-        yield Finding("lake", "fail", f"{root} cannot be read: {_line(fault)}", "check MLPLATFORM_LAKE and MLPLATFORM_S3_*")
+        yield Finding("lake", "fail", f"{root} cannot be read: {_line(fault)}", "check MLPLATFORM_LAKE and MLPLATFORM_S3_*", away=True)
     else:
         yield Finding("lake", "ok", root)
 
@@ -205,7 +217,7 @@ def _connects(patient: Patient, check: str, url: str, mend: str) -> Finding:
     from sqlalchemy.exc import SQLAlchemyError
 
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
-        return patient.down(check, f"{url} is not there", mend)  # connecting would make it
+        return patient.lacking(check, f"{url} is not there", mend)  # connecting would make it
     try:
         engine = create_engine(url)
         try:
@@ -223,7 +235,7 @@ def sources(patient: Patient) -> Iterator[Finding]:
         try:
             address = patient.settings.connection(name)
         except ValueError as unset:
-            yield patient.down(check, str(unset), mend)
+            yield patient.lacking(check, str(unset), mend)
             continue
         yield _source(patient, check, address, mend)
 
@@ -240,7 +252,7 @@ def _source(patient: Patient, check: str, address: str, mend: str) -> Finding:
         return Finding(check, "ok", without_password(address))
     if scheme == "":
         there = Path(address).is_dir()
-        return Finding(check, "ok", address) if there else patient.down(check, f"{address} is not there", mend)
+        return Finding(check, "ok", address) if there else patient.lacking(check, f"{address} is not there", mend)
     if scheme in ("s3", "gs", "file"):
         return Finding(check, "warn", f"{address}: not looked at", "materialize its asset: that tells")
     return _connects(patient, check, address, mend)

@@ -5,9 +5,13 @@ Belongs here: rendering plain values. Does not belong here: getting them. Rich i
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 # Columns that are of no use in pieces.
 _WHOLE = (
@@ -41,7 +45,6 @@ def say(text: str, markup: bool = False) -> None:
 
 def table(title: str, rows: Sequence[Mapping[str, Any]], empty: str) -> None:
     """Rows of the same columns; `empty` says what it means that there are none."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -55,7 +58,45 @@ def table(title: str, rows: Sequence[Mapping[str, Any]], empty: str) -> None:
         )
     for row in rows:
         table.add_row(*(Text(_shown(value)) for value in row.values()))
-    Console().print(table)
+    show(table)
+
+
+def show(table: "Table", console: "Console | None" = None) -> None:
+    """Prints a table with no word or figure of it cut: at its full width where no terminal sets one (a pipe, a file); in a
+    terminal with columns as narrow as their words allow; where even that is too wide, one line for each value."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = console or Console()
+    sizes = [[Measurement.get(console, console.options, cell) for cell in (c.header, *c.cells)] for c in table.columns]
+    most = [max(size.maximum for size in column) for column in sizes]
+    least = [most[i] if table.columns[i].no_wrap else min(most[i], max(size.minimum for size in column)) for i, column in enumerate(sizes)]
+    frame = 3 * len(sizes) + 1  # a border and two blanks for each column, and the last border
+    wide = sum(most) + frame
+    if not console.is_terminal:
+        console.width = max(console.width, wide)
+    if sum(least) + frame > console.width:
+        _stack(table, console)
+        return
+    if wide > console.width:
+        # Rich by itself narrows the widest columns first, through the middle of words.
+        spare, wanted = console.width - frame - sum(least), sum(most) - sum(least)
+        for column, low, high in zip(table.columns, least, most, strict=True):
+            column.width = low + spare * (high - low) // wanted
+    console.print(table)
+
+
+def _stack(table: "Table", console: "Console") -> None:
+    """Each row as lines of a column's name and its value; what is empty is left out."""
+    names = [console.render_str(str(column.header)) for column in table.columns]
+    width = max(name.cell_len for name in names)
+    console.print(table.title, style="bold", highlight=False, soft_wrap=True)
+    for cells in zip(*(column.cells for column in table.columns), strict=True):
+        console.print()
+        for name, cell in zip(names, cells, strict=True):
+            value = console.render_str(cell) if isinstance(cell, str) else cell
+            if value.plain:
+                console.print(f"  {name.plain:<{width}}  ", value, sep="", highlight=False, soft_wrap=True)
 
 
 def age(seconds: float) -> str:

@@ -9,9 +9,12 @@ import os
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime, time
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+from mlplatform.addresses import request_of
 
 if TYPE_CHECKING:
     from mlplatform.clients.registry import Registry
@@ -43,7 +46,7 @@ def use_home(home: Path) -> "Settings":
     """The settings of the platform under `home`: what its services were started with, below what the environment says already.
 
     Where nothing runs any more, MLflow is read from its own store: the address of the ended server is of no use.
-    Raises `QuestionError` for an unreadable environment.json, `ValidationError` for settings that are refused.
+    Raises `QuestionError` for an unreadable environment.json or a lake that is a file, `ValidationError` for settings that are refused.
     """
     from mlplatform.local.service_state import recorded_services
     from mlplatform.settings import load_settings
@@ -55,7 +58,12 @@ def use_home(home: Path) -> "Settings":
     for name, value in recorded.items():
         os.environ.setdefault(name, value)
     load_settings.cache_clear()
-    return load_settings()
+    settings = load_settings()
+    if Path(settings.lake_root).is_file():
+        raise QuestionError(
+            f"{settings.lake_root} is a file, where the folder of the tables belongs: move it away, or mend MLPLATFORM_LAKE"
+        )
+    return settings
 
 
 def built_home(home: Path) -> "Settings":
@@ -72,11 +80,11 @@ def built_home(home: Path) -> "Settings":
 
 def _recorded_environment(home: Path) -> dict[str, str]:
     path = home / "environment.json"
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
         content = json.loads(path.read_text())
-    except json.JSONDecodeError as fault:
+    except (OSError, ValueError) as fault:
         raise QuestionError(f"{path} cannot be read ({fault}): `make down`, then `make up` writes it anew") from fault
     if not isinstance(content, dict):
         raise QuestionError(f"{path} holds no object: `make down`, then `make up` writes it anew")
@@ -87,7 +95,7 @@ def fetch(url: str, timeout_s: float = _TIMEOUT_S) -> tuple[int, bytes]:
     """(status, body) of a GET, whatever the status. Raises OSError where nothing answers. Loopback goes past any proxy."""
     handlers = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in _LOOPBACK else []
     try:
-        with urllib.request.build_opener(*handlers).open(url, timeout=timeout_s) as answer:
+        with urllib.request.build_opener(*handlers).open(request_of(url), timeout=timeout_s) as answer:
             return int(answer.status), answer.read()
     except urllib.error.HTTPError as refused:
         with refused:
@@ -95,6 +103,8 @@ def fetch(url: str, timeout_s: float = _TIMEOUT_S) -> tuple[int, bytes]:
     except urllib.error.URLError as down:
         # Its own text is `<urlopen error …>`; the reason alone is what a person needs.
         raise ConnectionError(str(down.reason)) from down
+    except HTTPException as nonsense:
+        raise ConnectionError(f"something that does not speak HTTP answers ({type(nonsense).__name__})") from nonsense
 
 
 # --- status ----------------------------------------------------------------------------------------------------------

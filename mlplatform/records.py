@@ -201,6 +201,8 @@ class SkewSummary:
 
     `predictions` fall into the window, `compared` of them were rebuilt, `mismatched` have a fault. `kinds` counts predictions
     per named fault (one may have several). `given` of the compared had features in the request, which are compared with nothing.
+    `fallback` of the compared have no fault and say themselves that the online store could not be reached: for its views a newer
+    value may have been there. They are no proof, so the rate is that of the others.
     `by_source` has a mapping per view and function (with its lag), `by_feature` one
     per model input. `unresolved` says what could not be rebuilt at all, and why.
     """
@@ -217,10 +219,22 @@ class SkewSummary:
     examples: tuple[Mapping[str, Any], ...] = ()
     unresolved: tuple[str, ...] = ()
     given: int = 0
+    fallback: int = 0
+    max_fallback_share: float = 1.0  # as declared when it was measured
 
     @property
     def rate(self) -> float:
-        return self.mismatched / self.compared if self.compared else 0.0
+        proved = self.compared - self.fallback
+        return self.mismatched / proved if proved else 0.0
+
+    @property
+    def fallback_share(self) -> float:
+        return self.fallback / self.compared if self.compared else 0.0
+
+    @property
+    def fallback_told(self) -> str:
+        """In one line: how many answers fell back because the online store was away."""
+        return f"{self.fallback:,} of {self.compared:,} predictions fell back on remembered or default values: the online store was away"
 
     @property
     def told(self) -> str:

@@ -9,8 +9,9 @@ from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -135,6 +136,23 @@ class Settings(BaseSettings):
             raise ValueError(f"MLPLATFORM_SOURCE_{name.upper()} is not set: say where '{name}' answers")
         return text
 
+    @field_validator("redis_url", "online_url", "source_events")
+    @classmethod
+    def _is_a_redis(cls, value: SecretStr) -> SecretStr:
+        return _checked(value, "redis", "rediss", "unix")
+
+    @field_validator("mlflow_url")
+    @classmethod
+    def _is_an_mlflow(cls, value: str) -> str:
+        if value and "://" not in value:
+            raise ValueError("it is no address: a server as http://host:port, or a database as sqlite:////folder/mlflow.db")
+        return value
+
+    @field_validator("serving_url", "dagster_url", "source_weather")
+    @classmethod
+    def _is_a_server(cls, value: str) -> str:
+        return _checked(SecretStr(value), "http", "https").get_secret_value()
+
     @model_validator(mode="after")
     def _a_cluster_is_a_redis_of_its_own(self) -> Self:
         if self.online_cluster and not self.online_url.get_secret_value():
@@ -163,6 +181,21 @@ class Settings(BaseSettings):
         if problems:
             raise ValueError("unsafe settings for the production profile: " + "; ".join(problems))
         return self
+
+
+def _checked(address: SecretStr, *schemes: str) -> SecretStr:
+    """The address, or none at all. Raises ValueError without it: it may hold a password."""
+    text = address.get_secret_value()
+    if not text:
+        return address
+    try:
+        parts = urlsplit(text)
+        fits = parts.scheme in schemes and (parts.port is not None or bool(parts.hostname) or parts.scheme == "unix")
+    except ValueError:  # urllib's own would show the port that is none, which may be a password
+        fits = False
+    if not fits:
+        raise ValueError(f"it is no address that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+    return address
 
 
 @lru_cache(maxsize=1)

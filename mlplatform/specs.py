@@ -323,10 +323,12 @@ class SkewPolicy(Spec):
     """How the proof of "served = trained" is made: which logged predictions are rebuilt, and how many may differ.
 
     `ignore_before`: predictions asked before it are not judged. Set it, in review, once a fault is found and mended: until
-    the faulty ones have left the window they stop every promotion.
+    the faulty ones have left the window they stop every promotion. `max_fallback_share`: how many may have been answered while
+    the online store was away, and say so, before a check warns; they stop nothing.
     """
 
     max_mismatch_rate: Share = 0.0
+    max_fallback_share: Share = 0.01
     window_days: int = Field(default=7, ge=1)
     sample_rows: int = Field(default=100_000, ge=1)  # above this, a sample drawn with `seed`
     seed: int = 20130901

@@ -92,10 +92,9 @@ def test_the_version_is_the_installed_one() -> None:
 
 
 def test_a_fault_is_one_line_and_its_mend(fails) -> None:
-    said = fails("promote", MODEL, "1").splitlines()
-    assert len(said) == 2
-    assert said[0].startswith("error: ")
-    assert said[1] == "mend:  is the platform running? `mlplatform up`, or look with `mlplatform doctor`"
+    error, mend = fails("history", "nobody", "--at", "14:61").splitlines()[0], fails("fingerprint", "offline/nobody").splitlines()[1]
+    assert error.startswith("error: ")
+    assert mend == "mend:  nothing is built yet: `mlplatform demo`, or materialize the asset in the Dagster UI"
 
 
 def test_the_trace_is_shown_on_request(home, monkeypatch) -> None:
@@ -452,7 +451,7 @@ def test_a_redis_that_is_away_is_named(fails, monkeypatch) -> None:
 def test_nothing_is_moved_where_the_services_cannot_be_told(registered, fails, monkeypatch) -> None:
     monkeypatch.setenv("MLPLATFORM_REDIS_URL", "redis://127.0.0.1:1/0")
     monkeypatch.setenv("MLPLATFORM_MLFLOW_URL", f"sqlite:///{registered / 'mlflow' / 'mlflow.db'}")
-    assert "is the platform running?" in fails("promote", MODEL, "1")
+    assert "error: Redis: redis://127.0.0.1:1/0 does not answer" in fails("promote", MODEL, "1")
     for words in (["promote", "nobody", "1"], ["rollback", "nobody", "--reason", "x"]):
         assert f"no model 'nobody' is declared: choose one of {MODEL}" in fails(*words)
     assert "never deployed" in CliRunner().invoke(cli.app, ["history", MODEL, "--home", "other"]).stdout

@@ -143,4 +143,4 @@ def test_faults_are_told_with_their_mend(call, known, valkey, monkeypatch) -> No
     assert "no generation before" in call("restore", VIEW, must_fail=True)
     monkeypatch.setenv("MLPLATFORM_REDIS_URL", "redis://127.0.0.1:1/0")
     load_settings.cache_clear()
-    assert "is the platform running?" in call("status", must_fail=True)
+    assert "error: Redis: redis://127.0.0.1:1/0 does not answer" in call("status", must_fail=True)

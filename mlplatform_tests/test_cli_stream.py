@@ -109,7 +109,7 @@ def test_where_no_worker_works_the_last_one_is_named(home, lease):
     assert answer.exit_code == 1
     assert f"the last was {this_process()}" in answer.stdout
     os.environ["MLPLATFORM_REDIS_URL"] = "redis://127.0.0.1:1/0"
-    assert "does not answer" in run(home, "stream", "--status").stdout
+    assert str(run(home, "stream", "--status").exception) == "the online store does not answer"
 
 
 def test_a_service_that_was_started_again_by_itself_is_counted(home):

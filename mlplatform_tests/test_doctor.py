@@ -120,7 +120,9 @@ def test_a_fresh_home_is_checked_throughout_and_has_no_fault(home) -> None:
     found = doctor.diagnose(home)
     assert [finding.check for finding in found] == CHECKS
     assert doctor.worst(found) in ("ok", "warn"), [f for f in found if f.level == "fail"]
-    assert {f.mend for f in found if f.check in ("services", "redis", "serving", "dagster")} == {"not running: `make up`"}
+    mends = [f.mend for f in found if f.check in ("services", "redis", "serving", "dagster")]
+    assert len(mends) == 4
+    assert all(mend.startswith("not running: `make up`") for mend in mends)
     assert all(finding.mend for finding in found if finding.level != "ok")
     assert not list(home.iterdir())  # looking leaves nothing behind
 
@@ -147,7 +149,7 @@ def test_an_ended_service_is_named_with_its_log(home, running) -> None:
     ended, alive = [finding for finding in doctor.diagnose(home) if finding.check == "services"]
     assert ended.level == "fail"
     assert str(home / "logs" / "mlflow.log") in ended.detail
-    assert alive == Finding("services", "ok", "running: valkey")
+    assert (alive.level, alive.detail) == ("warn", "1 of 2 run: valkey")  # no tick beside a service that has ended
 
 
 def test_redis_is_asked_with_its_password_which_is_never_shown(finds, tmp_path) -> None:

@@ -37,7 +37,10 @@ class FunctionOutputError(RuntimeError):
 
 @dataclass(frozen=True)
 class Found:
-    """What a read found for a view's entities, and why there is nothing where the block holds nothing."""
+    """What a read found for a view's entities, and why there is nothing where the block holds nothing.
+
+    With `unreachable` the store was not read: what the block holds is remembered, and a newer value may be there.
+    """
 
     block: Block
     absent: Reason = "missing"
@@ -208,7 +211,7 @@ class FeaturePlan:
         out = Assembled(_moment(found, newest, now_us), np.empty((rows, self._width)), [])
         stored: dict[str, Floats] = {}
         for i, (view, places, looked) in enumerate(zip(self._views, plan.places, found, strict=True)):
-            picked = _take_good(out, view, places, looked.block, newest[i])
+            picked = None if looked.absent == "unreachable" else _take_good(out, view, places, looked.block, newest[i])
             if picked is None:
                 picked = _take_view(
                     out, view, np.arange(rows) if places is None else places, looked, plan.spared[i] if plan.spared else None
@@ -341,8 +344,12 @@ def _take_view(out: Assembled, plan: _ViewPlan, positions: Positions, found: Fou
     for row, place in enumerate(places):
         if untold[row]:
             continue
-        if (reason := why[place] if place >= 0 else "missing") is not None:
+        reason: Reason | None = why[place] if place >= 0 else "missing"
+        if reason is not None:
             _tell(out, plan.view, row, reason)
+        if place >= 0 and found.absent == "unreachable" and reason != "future":
+            # Fine or expired, there may be a newer one: whoever compares it with the tables has to know that nobody looked.
+            out.shortfalls.setdefault(row, {})[plan.view.name] = "unreachable"
     return padded[positions]
 
 

@@ -33,6 +33,10 @@ class MissingTableError(LookupError):
     """The table has never been written."""
 
 
+class UnreadableTableError(DeltaError):  # type: ignore[misc]  # deltalake has no types for its exceptions
+    """The table is there, and its log cannot be read."""
+
+
 class TableMovedError(Exception):
     """Somebody else wrote the table since it was read: read it again."""
 
@@ -65,6 +69,8 @@ class Lake:
             table = DeltaTable(self.uri(key), version=version, storage_options=self._options())
         except TableNotFoundError as missing:
             raise MissingTableError(f"table {'/'.join(key)} does not exist yet: materialize the asset first") from missing
+        except DeltaError as nonsense:
+            raise UnreadableTableError(f"table {'/'.join(key)} cannot be read: {nonsense}") from nonsense
         if version is None:
             self._open[key] = table
         return table

@@ -9,13 +9,13 @@ import json
 import os
 import tempfile
 import time
-import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,8 +24,9 @@ from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion as MlflowModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from sqlalchemy.exc import SQLAlchemyError
 
-from mlplatform.addresses import without_password
+from mlplatform.addresses import request_of, without_password
 from mlplatform.clients import model_files
 from mlplatform.clients.model_files import CorruptModelError, RegistryError
 from mlplatform.contracts import CONTRACT_FILE, ServingContract
@@ -37,6 +38,10 @@ _BATCH: Final = 1000  # MLflow refuses more metrics in one call
 
 class RegistryUnreachableError(RegistryError):
     """The MLflow server does not answer."""
+
+
+class UnreadableStoreError(RegistryError):
+    """The database that MLflow keeps its models in cannot be opened."""
 
 
 class UnknownModelError(RegistryError, LookupError):
@@ -214,11 +219,11 @@ class Registry:
         if not self._is_server:
             return
         try:
-            with urllib.request.urlopen(f"{self.tracking_uri}/health", timeout=self._timeout_s) as answer:  # noqa: S310 - http(s) only
+            with urllib.request.urlopen(request_of(f"{self.tracking_uri}/health"), timeout=self._timeout_s) as answer:  # noqa: S310 - http(s) only
                 answer.read()
-        except (urllib.error.URLError, OSError) as down:
-            reason = getattr(down, "reason", None) or down  # its own text is `<urlopen error …>`
-            raise RegistryUnreachableError(f"the MLflow server at {self._shown} does not answer: {reason}") from down
+        except (OSError, HTTPException) as down:
+            why = getattr(down, "reason", None) or down
+            raise RegistryUnreachableError(f"the MLflow server at {self._shown} does not answer: {why}") from down
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -256,10 +261,14 @@ class Registry:
         with warnings.catch_warnings():
             # On a database, the client sets up MLflow's tables, whose declarations SQLAlchemy 2.1 finds out of date.
             warnings.simplefilter("ignore", DeprecationWarning)
-            client = MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
-            if folder:
-                client.search_experiments(max_results=1)
-                client.search_registered_models(max_results=1)
+            try:
+                client = MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
+                if folder:
+                    client.search_experiments(max_results=1)
+                    client.search_registered_models(max_results=1)
+            except SQLAlchemyError as refused:
+                why = str(refused).splitlines()[0]
+                raise UnreadableStoreError(f"MLflow's store {self._shown} cannot be read: {why}") from refused
         return client
 
     def _folder(self) -> Path | None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlplatform.fingerprint import content_hash
+from mlplatform.printing import show
 
 ROWS = 2_000_000
 MIXED_COLUMNS = 10
@@ -141,7 +142,7 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     for name, per_s in result["cells_per_s"].items():
         speed.add_row(name.replace("_", " "), f"{per_s / 1e6:.1f}")
     speed.add_row("promised for mixed", f"{LEAST_CELLS_PER_S / 1e6:.1f}")
-    console.print(speed)
+    show(speed, console)
     console.print(
         f"{result['times_faster_than_digest_per_row']} times as fast as a digest per row; {_FEWER_ROWS:,} rows take "
         f"{result['same_rows_s']} s, MLflow's digest of them {result['mlflow_digest_s']} s (it reads the first 10,000)"
@@ -151,5 +152,5 @@ def _show(console: Console, result: dict[str, Any]) -> None:
         notices.add_column(name)
     for change, by in result["notices"].items():
         notices.add_row(change, *("yes" if by[way] else "no" for way in ("fingerprint", "mlflow")))
-    console.print(notices)
+    show(notices, console)
     console.print("[green]the promise is kept[/green]" if result["held"] else "[red]the promise is broken[/red]")

@@ -39,6 +39,7 @@ from mlplatform.local.join_contenders import (
     feast_store,
     write_lake,
 )
+from mlplatform.printing import show
 
 # What must hold: ours against bare Polars at most, against Feast's duckdb store at least.
 AT_MOST_BARE, AT_LEAST_DUCKDB = 1.5, 3.0
@@ -133,7 +134,7 @@ def different_cells(expected: pl.DataFrame, got: pl.DataFrame) -> int:
 
 
 def _show(lines: Sequence[dict[str, Any]], ratios: dict[str, float], rows: int, tables: dict[str, int], stock: bool, held: bool) -> None:
-    console = Console(width=max(100, Console().width))  # figures are of no use in pieces
+    console = Console()
     sizes = ", ".join(f"{n:,}" for n in tables.values())
     table = Table(title=f"{rows:,} entity rows × 3 views × 10 features; tables of {sizes} rows; medians")
     shown = {"engine": "", "runs": "runs", "rows_in": "in", "rows_out": "out", "in_order": "order", "cells_different": "differ"}
@@ -142,7 +143,7 @@ def _show(lines: Sequence[dict[str, Any]], ratios: dict[str, float], rows: int, 
         table.add_column(title, justify="left" if name == "engine" else "right", no_wrap=True)
     for line in lines:
         table.add_row(*(_shown(line[name]) for name in shown))
-    console.print(table)
+    show(table, console)
     console.print(f"differ: feature cells unlike {STORE!r}; {BARE!r} is compared with {CORRECTED!r}, which keeps the same rule")
     if not stock:
         console.print("Feast's own stores were left out: pip install 'mlplatform[bench]'")

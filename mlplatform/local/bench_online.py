@@ -27,6 +27,7 @@ from rich.table import Table
 
 from mlplatform.feature_store.pipe import Pipe
 from mlplatform.feature_store.reader import OnlineReader, Request, ViewLayout
+from mlplatform.printing import show
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -313,5 +314,5 @@ def _show(result: dict[str, Any]) -> None:
         table.add_row(
             f"bytes per entity and view, {case}", f"{held['stock']}", f"{held['ours']}", f"{held['ours'] / held['stock']:.2f}", target
         )
-    console.print(table)
+    show(table, console)
     console.print("[green]every target is met[/green]" if result["held"] else "[red]a target is missed[/red]")

@@ -15,6 +15,7 @@ from rich.table import Table
 from mlplatform.local.demo import Demo
 from mlplatform.local.profile import LocalPlatform, refuse_to_reset, reset
 from mlplatform.local.report import Report
+from mlplatform.printing import show
 from mlplatform.records import DayRange
 
 # The clock stands right after the last outcome of 2013. The sources end at different moments before it, so the range
@@ -72,5 +73,5 @@ def _show(console: Console, tested: dict[str, float], baselines: dict[str, dict[
         table.add_row(name, f"{metrics['auc']:.4f}", f"{metrics['log_loss']:.4f}", f"{metrics['ece']:.4f}", f"{metrics['rows']:,.0f}")
     table.add_row("must reach", *(f"{BOUNDS[m][0]}" for m in ("auc", "log_loss", "ece")), "")
     table.add_row("target", *(f"{TARGETS[m]}" for m in ("auc", "log_loss", "ece")), "")
-    console.print(table)
+    show(table, console)
     console.print("[green]every bound is kept[/green]" if held else "[red]a bound is broken[/red]")

@@ -173,6 +173,8 @@ class Demo:
             fact("served", f"{served['predictions']} predictions, {served['outcomes']} outcomes known so far: {_metrics(metrics)}")
         if (skew := newest_summary(self.clients, "skew", self.model.name, SkewSummary)) is not None:
             fact("skew", f"{skew.mismatched:,} of {skew.compared:,} compared")
+            if skew.fallback:
+                fact("fallback", skew.fallback_told)
         fact("imputed", f"{self.tally.imputed} of {self.tally.answered} answers had a feature replaced by its default")
         for kind in ("data_drift", "prediction_drift"):
             if (drift := summary(self.clients, kind, self.model)) is not None:

@@ -10,6 +10,8 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
+
 from mlplatform.client import PredictionClient
 from mlplatform.local.profile import LocalPlatform
 from mlplatform.local.traffic import Schedule, Tally, ask, between
@@ -178,6 +180,7 @@ def run_replay(model: str, start: datetime, end: datetime, home: Path) -> int:
     from rich.console import Console
     from rich.progress import track
 
+    from mlplatform.cli_faults import AwayError
     from mlplatform.queries import QuestionError
     from mlplatform.settings import load_settings
 
@@ -187,7 +190,10 @@ def run_replay(model: str, start: datetime, end: datetime, home: Path) -> int:
     schedule = Schedule(settings.source_weather)
     tally = Tally()
     try:
-        questions = schedule.questions(start, end)
+        try:
+            questions = schedule.questions(start, end)
+        except httpx.TransportError as down:
+            raise AwayError(f"the schedule cannot be read: {down}", "source weather", "serving") from down
         if not questions:
             raise QuestionError(
                 f"the schedule published by now has no flight to ask for between {start:%Y-%m-%d %H:%M} and {end:%Y-%m-%d %H:%M} UTC"

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from mlplatform.printing import show
+
 if TYPE_CHECKING:
     from mlplatform.local.profile import LocalPlatform
     from mlplatform.local.replay import OnTick
@@ -164,7 +166,7 @@ class Report:
         for row in self.rows:
             counts = ("" if n is None else f"{n:,}" for n in (row.rows_in, row.rows_out, row.quarantined))
             table.add_row(row.stage, str(row.assets), *counts, f"{row.seconds:.1f}", style="red" if row.fault else None)
-        self.console.print(table)
+        show(table, self.console)
         for row in self.rows:
             if row.fault:
                 self.console.print(f"[red]{row.stage}: {row.fault}[/red]")

@@ -12,6 +12,10 @@ from pathlib import Path
 from mlplatform.local.processes import end_groups, same_group_lives, start_mark
 
 
+class StateFileError(ValueError):
+    """A file under HOME that keeps the platform's state cannot be read; the message says what to do."""
+
+
 @dataclass(frozen=True)
 class Service:
     """A started service. `started` marks the process, to tell it from a later one with its number.
@@ -69,15 +73,15 @@ def _path(home: Path) -> Path:
 
 
 def read_state(home: Path) -> State:
-    """Raises `ValueError` where the file is not what this version writes."""
-    if not _path(home).is_file():
+    """Raises `StateFileError` where the file is not what this version writes."""
+    if not _path(home).exists():
         return State()
     try:
         content = json.loads(_path(home).read_text())
         supervisor = content["supervisor"]
         return State(tuple(Service(**entry) for entry in content["services"]), (supervisor[0], supervisor[1]) if supervisor else None)
-    except (KeyError, TypeError, json.JSONDecodeError) as fault:
-        raise ValueError(f"{_path(home)} cannot be read ({fault}): end its processes by hand and remove it") from fault
+    except (OSError, KeyError, TypeError, ValueError) as fault:
+        raise StateFileError(f"{_path(home)} cannot be read ({fault}): end its processes by hand and remove it") from fault
 
 
 def write_state(home: Path, state: State) -> None:

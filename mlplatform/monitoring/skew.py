@@ -22,7 +22,7 @@ from mlplatform.contracts import ContractFeature, ContractView, ServingContract
 from mlplatform.monitoring import skew_requests as requests
 from mlplatform.monitoring.drain import given
 from mlplatform.monitoring.skew_faults import NEVER, OK, Flags, Floats, Judged
-from mlplatform.monitoring.skew_views import AGE, AT, IMPUTED, LARGEST_SHIFT, judge_view
+from mlplatform.monitoring.skew_views import AGE, AT, AWAY, IMPUTED, LARGEST_SHIFT, judge_view
 from mlplatform.records import SkewSummary
 from mlplatform.specs import SkewPolicy
 
@@ -80,13 +80,16 @@ class Logged:
         return cls(contract, good, inputs.filter(readable), matrix, predictions.filter(~readable))
 
     def asked(self, view: ContractView) -> pl.DataFrame:
-        """Keys, T, age and imputation of a view, as `judge_view` takes them."""
+        """Keys, T, age, imputation and reach of a view, as `judge_view` takes them."""
         of_view = pl.element().filter(pl.element().struct.field("view") == view.name).struct.field("age_s")
         age_s = pl.col("feature_ages_s").list.eval(of_view).list.first()
+        shortfall = pl.element().struct.field("view") == view.name
+        away = shortfall & (pl.element().struct.field("reason") == "unreachable")
         told = self.predictions.select(
             pl.col("requested_at").alias(AT),
             (age_s * 1e6).round().cast(pl.Int64).alias(AGE),
             pl.col("imputed").list.contains(view.name).alias(IMPUTED),
+            pl.col("shortfalls").list.eval(away).list.any().fill_null(value=False).alias(AWAY),
         )
         return told.hstack(self.inputs.select(view.join_keys).get_columns())
 
@@ -156,7 +159,7 @@ def summarise(
 ) -> SkewSummary:
     """One summary over all contracts. `predictions`: how many the window has, `budgets`: propagation by view."""
     kinds: Counter[str] = Counter()
-    compared = mismatched = given_rows = 0
+    compared = mismatched = given_rows = fallback = 0
     sources: dict[str, list[Judged]] = {}
     examples: list[dict[str, Any]] = []
     seen: Counter[tuple[str, str]] = Counter()
@@ -164,7 +167,9 @@ def summarise(
         compared += logged.predictions.height + logged.unreadable.height
         given_rows += logged.predictions.height if logged.given else 0
         names: list[set[str]] = [set() for _ in range(logged.predictions.height)]
+        away = np.zeros(logged.predictions.height, dtype=np.bool_)
         for one in judged:
+            away |= False if one.away is None else one.away
             sources.setdefault(one.source, []).append(one)
             for i in np.flatnonzero(one.faulty):
                 names[i].add(str(one.fault[i]))
@@ -175,6 +180,7 @@ def summarise(
         kinds.update(kind for found in names for kind in found)
         kinds["unreadable_inputs"] += logged.unreadable.height
         mismatched += sum(map(bool, names)) + logged.unreadable.height
+        fallback += sum(fell and not found for fell, found in zip(away.tolist(), names, strict=True))
     return SkewSummary(
         model=model,
         window=(window[0].isoformat(), window[1].isoformat()),
@@ -188,6 +194,8 @@ def summarise(
         examples=tuple(examples),
         unresolved=tuple(unresolved),
         given=given_rows,
+        fallback=fallback,
+        max_fallback_share=policy.max_fallback_share,
     )
 
 
@@ -224,6 +232,7 @@ def _of_source(name: str, group: Sequence[Judged], budget: timedelta | None) -> 
     lags = np.concatenate(waits)
     quantiles = np.quantile(lags, [0.5, 0.99, 1.0]).tolist() if len(lags) else [None] * 3
     return told | {
+        "away": sum(int(one.away.sum()) for one in group if one.away is not None),
         "budget_s": budget.total_seconds(),
         "behind": len(lags),
         **dict(zip(("lag_p50_s", "lag_p99_s", "lag_max_s"), quantiles, strict=True)),

@@ -58,6 +58,7 @@ class Judged:
     lag_us: Micros | None = None
     times: Mapping[str, Micros] = field(default_factory=dict)
     also: Mapping[str, Floats] = field(default_factory=dict)  # (n,) by name: rebuilt values that the log does not hold
+    away: Flags | None = None  # (n,): the record says that the online store could not be reached for this view
 
     @property
     def faulty(self) -> Flags:

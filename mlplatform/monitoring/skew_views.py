@@ -6,6 +6,9 @@ request-time features (`skew_requests`), reading tables.
 A row (event time e, created c) is available from max(e, c). At T the newest available row should be served, newest by
 (e, c). A value takes up to the propagation budget from the table to the online store, so any row may be served that is
 not older than the newest one available at T - budget, and no row that was not available at T.
+
+Where the record says that the online store could not be reached (`__away`), one thing is excused: that a newer row was not
+served. Everything else is judged as ever: what was served is a row's values and of its time, or the defaults and said so.
 """
 
 from collections.abc import Sequence
@@ -20,11 +23,13 @@ from mlplatform.contracts import ContractView
 from mlplatform.feature_store.join import latest_known
 from mlplatform.monitoring.skew_faults import NEVER, OK, Flags, Floats, Judged, Micros, bits, differs, faults_of
 
-AT, AGE, IMPUTED = "__at", "__age_us", "__imputed"
+AT, AGE, IMPUTED, AWAY = "__at", "__age_us", "__imputed", "__away"
 EVENT, CREATED = "event_timestamp", "created"
 
 Positions = npt.NDArray[np.int64]
 
+# A newer value was there, and was not served.
+_BEHIND = ("value_not_used", "newer_value_lost", "late_value", "correction_lost")
 _MICROSECOND = timedelta(microseconds=1)
 _PART = 5_000
 _QUARTER_US = timedelta(minutes=15) // _MICROSECOND
@@ -44,7 +49,7 @@ def judge_view(
     """Compares n served rows of a view.
 
     `features`: the view's features that the model takes, the columns of `served` (n, features). `asked` has n rows: the
-    join keys, `__at` (T), `__age_us` (Int64, null where no value was found) and `__imputed`. `rows` has join keys,
+    join keys, `__at` (T), `__age_us` (Int64, null where no value was found), `__imputed` and `__away`. `rows` has join keys,
     `event_timestamp`, `created` and the features, of every event time from which a value may have been served or should
     have been; nulls stand for the view's default where it declares one. `also`: further features of the view whose rebuilt
     values are wanted.
@@ -64,6 +69,7 @@ class _Comparison:
         self.at = _micros(asked[AT])
         self.age = asked[AGE].fill_null(NEVER).to_numpy()
         self.imputed: Flags = asked[IMPUTED].to_numpy()
+        self.away: Flags = asked[AWAY].to_numpy()
         self.found: Flags = self.age != NEVER
         self.event, self.created = _micros(rows[EVENT]), _micros(rows[CREATED])
         self.usable = np.maximum(self.event, self.created)
@@ -83,12 +89,13 @@ class _Comparison:
             (self.found & ~self.imputed, self._judge_found),
         ):
             judge(np.flatnonzero(rows), fault)
+        fault[self._excused(fault)] = OK
         target = np.where(self._fresh(self.settled), self.settled, np.where(self._fresh(self.newest), self.newest, -1))
         # Where the row of the served time is there with other values, it is the one to hold against them.
         target = np.where(np.isin(fault, ("value_differs", "default_filled_silently")) & (self.same_event >= 0), self.same_event, target)
         target = np.where(fault == OK, self.matched, target)
         # What a function was given is what was served, right or wrong, so that one fault is not told as two.
-        read = np.where(~self.imputed & (self.matched >= 0), self.matched, target)
+        read = np.where(self.imputed, -1, np.where(self.matched >= 0, self.matched, target))
         return Judged(
             self.view.name,
             self.features,
@@ -103,7 +110,13 @@ class _Comparison:
                 "expected_created": self._take(self.created, target, NEVER),
             },
             dict(zip(also, self._at(read, self._stored(also), self._defaults(also)).T, strict=True)),
+            self.away,
         )
+
+    def _excused(self, fault: npt.NDArray[np.object_]) -> Flags:
+        """Where a store that was away explains the fault. A value that was at hand and good is not replaced for that."""
+        at_hand = self.imputed & self.found & (self.age <= self.ttl_us)
+        return np.asarray(self.away & ~at_hand & np.isin(fault, _BEHIND))
 
     # --- the three ways a view can have been served ---
 
@@ -226,10 +239,10 @@ class _Comparison:
         return np.where(there, taken, np.asarray(otherwise, dtype=values.dtype))
 
     def _lag(self) -> Micros:
-        """How long the newest row within its ttl had been available where an older one, or none, was served."""
+        """How long the newest row within its ttl had been available where an older one, or none, was served by a store that answered."""
         served = np.where(self.matched >= 0, self.matched, self.same_event)
         behind = (served < self.newest) & self._fresh(self.newest)
-        return np.where(behind, self.at - self._take(self.usable, self.newest, 0), -1)
+        return np.where(behind & ~self.away, self.at - self._take(self.usable, self.newest, 0), -1)
 
 
 def _micros(times: pl.Series) -> Micros:

@@ -40,7 +40,7 @@ from mlplatform.orchestration import resources
 from mlplatform.orchestration.assets import features as feature_assets
 from mlplatform.orchestration.assets import online as online_assets
 from mlplatform.orchestration.assets.monitoring import drain_log
-from mlplatform.orchestration.assets.skew import CHECK, skew_assets
+from mlplatform.orchestration.assets.skew import CHECK, REACHED, skew_assets
 from mlplatform.orchestration.resources import Clients, PlatformResource
 from mlplatform.orchestration.summaries import newest_summary
 from mlplatform.records import DayRange, ModelVersion, SkewSummary, TrainingManifest
@@ -274,11 +274,13 @@ class Shop:
         with dg.DagsterInstance.ephemeral() as instance:
             quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
             result = job.execute_in_process(instance=instance, run_config=quiet, raise_on_error=False)
-        [check] = result.get_asset_check_evaluations()
-        assert check.check_name == CHECK
+        found = {one.check_name: one for one in result.get_asset_check_evaluations()}
+        assert set(found) == {CHECK, REACHED}
+        check = found[CHECK]
         assert result.success == check.passed
         summary = newest_summary(self.clients, "skew", "returns", SkewSummary)
         assert summary is not None
+        assert found[REACHED].passed == (summary.fallback_share <= spec.skew.max_fallback_share)
         return check.passed, summary
 
     def _logged(self) -> int:

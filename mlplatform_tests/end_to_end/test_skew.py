@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from redis import Redis
+from redis import Redis, RedisError
 
 from mlplatform.clients.registry import Registry
 from mlplatform.feature_store import codec
+from mlplatform.feature_store.reader import OnlineReader
 from mlplatform.feature_store.writer import write_frame
 from mlplatform.orchestration.assets import online as online_assets
 from mlplatform.orchestration.drift_inputs import served_features
@@ -64,6 +65,25 @@ def test_features_given_in_a_request_are_held_against_nothing_and_counted_and_th
     }
     served = served_features(shop.clients, shop.spec, DayRange(DAY.date(), DAY.date()))
     assert (served.rows.height, served.given.sum(), served.read["orders"].to_list()) == (4, 3, [2.0])
+
+
+def test_answers_given_while_the_online_store_was_away_are_counted_and_stop_no_promotion(shop, monkeypatch):
+    shop.at(9, 30)
+    shop.ask()
+    with monkeypatch.context() as outage:
+        outage.setattr(OnlineReader, "blocks", away)
+        shop.at(10)
+        shop.orders(*shop.early, ("a", 9.9, 70.0))
+        shop.tick()
+        shop.at(10, 59)
+        assert (shop.ask()["imputed"], shop.ask("b")["imputed"]) == ([], ["shop_totals"])
+    passed, found = shop.prove()
+    assert (passed, found.mismatched, found.compared, found.fallback, found.unresolved) == (True, 0, 3, 2, ())
+    assert promote(shop.clients, "returns", shop.version.version, "ann").action in ("promote", "none")
+
+
+async def away(self: OnlineReader, asked: Any) -> Any:
+    raise RedisError("planted")
 
 
 # --- six faults, each where it would happen ---------------------------------------------------------------------------

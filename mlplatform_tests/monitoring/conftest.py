@@ -101,6 +101,7 @@ class Day:
         load: float = 1.0,
         inputs: dict[str, Any] | None = None,
         given: tuple[str, ...] = (),
+        shortfall: str = "",
         **features: float | None,
     ) -> None:
         """What the service writes for a request at `at`: a value of `event` served, or none found."""
@@ -121,6 +122,7 @@ class Day:
                 "features": [usual[f.name] for f in self.contract.features],
                 "feature_ages_s": [{"view": "totals", "age_s": None if event is None else (at - event) // timedelta(microseconds=1) / 1e6}],
                 "imputed": ["totals"] if imputed else [],
+                "shortfalls": [{"view": "totals", "reason": shortfall}] if shortfall else [],
                 "prediction": 0.5,
                 "latency_ms": 1.0,
                 "stream_id": "1-0",

@@ -61,15 +61,15 @@ def wrong_default(day: Any) -> None:
 
 
 def value_not_used(day: Any) -> None:
-    day.ask(NOON + 33 * MINUTE, None, None, None, imputed=True)
+    day.ask(NOON + 33 * MINUTE, None, None, None, imputed=True, load=NAN)
 
 
 def fresh_value_replaced(day: Any) -> None:
-    day.ask(NOON + 10 * MINUTE, NOON, None, None, imputed=True)
+    day.ask(NOON + 10 * MINUTE, NOON, None, None, imputed=True, load=NAN)
 
 
 def expired_though_newer(day: Any) -> None:
-    day.ask(NOON + 33 * MINUTE, NOON - 5 * HOUR, None, None, imputed=True)
+    day.ask(NOON + 33 * MINUTE, NOON - 5 * HOUR, None, None, imputed=True, load=NAN)
 
 
 def from_the_future(day: Any) -> None:

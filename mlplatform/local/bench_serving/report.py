@@ -13,6 +13,7 @@ from mlplatform.local.bench_serving.contenders import CONTENDERS, OURS
 from mlplatform.local.bench_serving.profile import Share
 from mlplatform.local.bench_serving.targets import Judged, Taken
 from mlplatform.printing import print_json, say, table
+from mlplatform.printing import show as print_table
 
 _SHOWN = 0.005  # smaller shares of a profile are left out
 
@@ -67,11 +68,8 @@ def held(judged: list[Judged]) -> bool:
 
 
 def show(taken: Taken, judged: list[Judged]) -> None:
-    from rich.console import Console
-
-    console = Console()
-    console.print(_services(taken))
-    console.print(_targets(judged))
+    print_table(_services(taken))
+    print_table(_targets(judged))
     counts = ", ".join(f"{name} {count:,}" for name, count in taken.balance.counts.items())
     say(f"prediction log: {counts}; added to the stream {taken.balance.in_stream:,}")
     if unlike := {name: count for name, count in taken.wrong.items() if count and name != OURS}:

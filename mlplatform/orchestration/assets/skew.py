@@ -31,6 +31,7 @@ from mlplatform.training.contract import function_path
 from mlplatform.training.scoring import load
 
 CHECK = "served_equals_trained"
+REACHED = "online_store_reached"
 
 
 def skew_assets(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPlan]) -> Sequence[dg.AssetsDefinition]:
@@ -55,13 +56,18 @@ def skew_assets(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPlan]
                 asset=policy.key("skew", spec.name),
                 blocking=True,
                 description=f"at most {allowed:.2%} of the logged predictions differ from the tables; above that nothing is promoted",
-            )
+            ),
+            dg.AssetCheckSpec(
+                REACHED,
+                asset=policy.key("skew", spec.name),
+                description=f"at most {spec.skew.max_fallback_share:.2%} of the logged predictions say that the online store was away",
+            ),
         ],
     )
     def skew_asset(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
         summary = measure(platform.clients, catalog, spec, plans)
         store_summary(platform.clients, "skew", summary, context.run.run_id)
-        return dg.MaterializeResult(metadata=_metadata(summary), check_results=[_check(summary)])
+        return dg.MaterializeResult(metadata=_metadata(summary), check_results=[_check(summary), _reached(summary)])
 
     return [skew_asset]
 
@@ -168,13 +174,24 @@ def _check(summary: SkewSummary) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         check_name=CHECK,
         passed=summary.passed,
-        description="; ".join((summary.told, *summary.unresolved)),
+        description="; ".join((summary.told, *([summary.fallback_told] if summary.fallback else []), *summary.unresolved)),
         metadata={"compared": summary.compared, "mismatched": summary.mismatched, "kinds": dg.MetadataValue.json(dict(summary.kinds))},
     )
 
 
+def _reached(summary: SkewSummary) -> dg.AssetCheckResult:
+    """Declared fallbacks are no skew, and yet nobody wants them to be many."""
+    return dg.AssetCheckResult(
+        check_name=REACHED,
+        passed=summary.fallback_share <= summary.max_fallback_share,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=summary.fallback_told,
+        metadata={"fallback": summary.fallback, "share": summary.fallback_share, "allowed_share": summary.max_fallback_share},
+    )
+
+
 def _metadata(summary: SkewSummary) -> dict[str, Any]:
-    shown = ("source", "compared", "mismatches", "rate", "behind", "lag_p50_s", "lag_p99_s", "lag_max_s", "budget_s")
+    shown = ("source", "compared", "mismatches", "rate", "away", "behind", "lag_p50_s", "lag_p99_s", "lag_max_s", "budget_s")
     sources = ([_blank(s.get(c)) for c in shown] for s in summary.by_source)
     features = sorted(summary.by_feature, key=lambda f: -f["mismatches"])
     columns = ("source", "feature", "compared", "mismatches", "rate")
@@ -184,6 +201,7 @@ def _metadata(summary: SkewSummary) -> dict[str, Any]:
         "compared": summary.compared,
         "mismatched": summary.mismatched,
         "with_given_features": summary.given,
+        "fallback_store_away": summary.fallback,
         "mismatch_rate": summary.rate,
         "allowed_rate": summary.max_rate,
         "window": " … ".join(summary.window),
