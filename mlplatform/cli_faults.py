@@ -34,6 +34,7 @@ _EVERYWHERE = tuple(name for name in _CHECKS if name != "lake")  # which librari
 # A connection failed: which may be meant, by the class of the fault or a base class.
 _LOOKS: Mapping[str, tuple[str, ...]] = {
     "mlplatform.clients.registry.RegistryUnreachableError": ("mlflow",),
+    "mlplatform.queries.RedisDownError": ("redis",),
     "mlplatform.client.ServiceUnreachableError": ("serving",),
     "redis.exceptions.ConnectionError": _REDIS,
     "redis.exceptions.TimeoutError": _REDIS,

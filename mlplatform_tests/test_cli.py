@@ -436,15 +436,15 @@ def test_a_registry_that_takes_the_call_and_says_nothing_is_named(fails, monkeyp
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("MLPLATFORM_MLFLOW_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         said = fails("promote", "nope", "1").splitlines()
-    assert said[0].startswith("error: the MLflow server at http://127.0.0.1:")
-    assert said[1].startswith("mend:  is the platform running?")
+    assert said[0].startswith("error: MLflow: http://127.0.0.1:")
+    assert said[1].startswith("mend:  not running: `make up`")
 
 
 def test_a_redis_that_is_away_is_named(fails, monkeypatch) -> None:
     monkeypatch.setenv("MLPLATFORM_REDIS_URL", "redis://:hush@127.0.0.1:1/0")
     said = fails("promote", MODEL, "1")
-    assert said.startswith("error: Redis at redis://127.0.0.1:1/0 does not answer: ")
-    assert "mend:  is the platform running?" in said
+    assert said.startswith("error: Redis: redis://127.0.0.1:1/0 does not answer: ")
+    assert "mend:  not running: `make up`" in said
 
 
 @mlflow_store
