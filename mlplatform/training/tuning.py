@@ -15,7 +15,6 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +29,8 @@ from mlplatform.records import TrialResult, TuningResult
 from mlplatform.specs import ModelSpec
 from mlplatform.training import folds
 from mlplatform.training.dataset import Dataset
-from mlplatform.training.trainers.base import METRICS, Trainer
+from mlplatform.training.fitting import target_of
+from mlplatform.training.trainers.base import METRICS, Resources, Trainer
 
 _FINISHED: Final = (TrialState.COMPLETE, TrialState.PRUNED)
 _OWNER: Final = "mlplatform.owner"
@@ -40,14 +40,6 @@ _STEPS_PER_FOLD: Final = 100_000  # more than any trainer's rounds: the steps of
 
 # (the trial just finished, trials finished so far, trials wanted)
 OnTrial = Callable[[TrialResult, int, int], None]
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a fit may use."""
-
-    device: str = "cpu"
-    threads: int = 2
 
 
 def tune(
@@ -117,6 +109,7 @@ def study_name(spec: ModelSpec, trainer: Trainer, training_set_hash: str) -> str
         tuning.max_rows,
         spec.seed,
         spec.split.model_dump(mode="json"),
+        *spec.quantiles,
     ]
     return f"{spec.name}-{training_set_hash[:12]}-{hashlib.sha256(json.dumps(searched, sort_keys=True).encode()).hexdigest()[:8]}"
 
@@ -164,8 +157,8 @@ def _run(study: optuna.Study, trial: Trial, spec: ModelSpec, trainer: Trainer, p
                 fold.validate,
                 seed=spec.seed,
                 metric=spec.tuning.metric,
-                device=resources.device,
-                threads=resources.threads,
+                target=target_of(spec),
+                resources=resources,
                 on_round=_reporter(trial, number * _STEPS_PER_FOLD),
             )
             scores.append(_value(fitted.score))

@@ -32,7 +32,8 @@ from mlplatform.training import fitting, plots
 from mlplatform.training.contract import build_contract, view_layout
 from mlplatform.training.dataset import MANIFEST
 from mlplatform.training.trainers import base as trainers
-from mlplatform.training.tuning import Resources, tune
+from mlplatform.training.trainers.base import Resources
+from mlplatform.training.tuning import tune
 
 
 class TrainingWindow(dg.Config):
@@ -233,7 +234,8 @@ def _model(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPlan]) -> 
                 data,
                 trained,
                 saved,
-                framework="xgboost",
+                framework=trainer.framework,
+                tolerance=trainer.tolerance(used.quantiles),
                 views=[view_layout(p.name, p.join_keys, p.features, p.ttl, p.recipe) for p in plans.values()],
                 functions=request_functions(catalog),
                 training_set_hash=manifest.content_hash,
@@ -247,7 +249,7 @@ def _model(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPlan]) -> 
                     manifest=manifest,
                     files=Path(folder),
                     params=trained.fitted.params,
-                    metrics={"rounds": trained.fitted.rounds, "validation_log_loss": trained.score},
+                    metrics={"rounds": trained.fitted.rounds, f"validation_{fitting.default_metric(used)}": trained.score},
                     curves=trained.curves,
                     plots={"learning_curves": curves, "feature_importance": importance, "trials": plots.optimization_history(result)},
                     tags=version_tags(manifest, context.run.run_id),
@@ -261,7 +263,7 @@ def _model(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPlan]) -> 
                 "mlflow": dg.MetadataValue.url(clients.registry.model_ui_url(version) or without_password(clients.settings.mlflow_uri)),
                 "model_sha256": contract.model_sha256,
                 "inputs": len(contract.features),
-                **numbers({"rounds": trained.fitted.rounds, "validation_log_loss": trained.score}),
+                **numbers({"rounds": trained.fitted.rounds, f"validation_{fitting.default_metric(used)}": trained.score}),
                 "learning_curves": picture(curves, "learning curves"),
                 "importance": picture(importance, "feature importance"),
             },
