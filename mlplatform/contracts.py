@@ -225,4 +225,6 @@ class PredictionRecord(_Frozen):
     contract_digest: str
     # Features that stood in the request: they were neither read nor computed.
     given: tuple[str, ...] = ()
+    # All quantiles of an answer that gives them, in the contract's order; `prediction` is the median among them.
+    quantiles: tuple[float, ...] | None = None
     code_version: str | None = None  # of the service, as `mlplatform.code_version` names it; None: logged before records said it

@@ -8,6 +8,7 @@ the file, which neither pickle nor torch.export's `pt2` can promise (ADR 22).
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -110,6 +111,14 @@ class TabularNetwork(nn.Module):
         return torch.stack(levels, dim=1) * self.architecture.label_scale + self.architecture.label_centre
 
 
+def with_weights(architecture: Architecture, weights: Mapping[str, Tensor]) -> TabularNetwork:
+    """The network with these weights, ready to predict, on the processor. Raises RuntimeError where they are not its own."""
+    with torch.random.fork_rng(devices=[]):  # new layers draw random weights; the caller's stream is not theirs to move
+        network = TabularNetwork(architecture)
+    network.load_state_dict(weights)
+    return network.eval()
+
+
 def to_bytes(network: TabularNetwork) -> bytes:
     """The model file: the same weights give the same bytes."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(network.state_dict().items())}
@@ -121,14 +130,12 @@ def from_bytes(raw: bytes, device: str = "cpu") -> TabularNetwork:
     try:
         length = int.from_bytes(raw[:8], "little")
         metadata = json.loads(raw[8 : 8 + length]).get("__metadata__", {})
-        state = safetensors.torch.load(raw)
-        network = TabularNetwork(Architecture.from_json(metadata.get(_METADATA, "")))
-        network.load_state_dict(state)
+        network = with_weights(Architecture.from_json(metadata.get(_METADATA, "")), safetensors.torch.load(raw))
     except NetworkFileError:
         raise
     except (safetensors.SafetensorError, RuntimeError, ValueError, AttributeError) as error:
         raise NetworkFileError(f"not a network of this platform: {str(error).splitlines()[0]}") from error
-    return network.to(device).eval()
+    return network.to(device)
 
 
 def predict(network: TabularNetwork, rows: npt.NDArray[np.floating[Any]], device: str = "cpu") -> npt.NDArray[np.float32]:
