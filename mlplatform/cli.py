@@ -112,6 +112,7 @@ def demo(
     days: Annotated[int, typer.Option(min=1, max=30, help="Days of September 2013 that pass in fast motion.")] = 2,
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running, as `up` does.")] = False,
     trials: Annotated[int | None, typer.Option(min=1, help="Tuning trials, instead of the model's own number.")] = None,
+    all_models: Annotated[bool, typer.Option("--all-models", help="Train and serve every model, not the first alone.")] = False,
     home: Home = HERE,
 ) -> None:
     """The whole loop on real flights, in minutes: from source systems to a served prediction to a drift report.
@@ -120,7 +121,7 @@ def demo(
     """
     from mlplatform.local.demo import run_demo
 
-    raise typer.Exit(run_demo(home, days, keep, trials))
+    raise typer.Exit(run_demo(home, days, keep, trials, all_models))
 
 
 @app.command()

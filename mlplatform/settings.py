@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     dagster_url: str = Field("http://127.0.0.1:3000", description="Where the Dagster UI answers")
     reports_url: str = Field("", description="Where HOME/reports is served; empty: links are files, or objects beside an S3 lake")
     code_version: str = Field("", description="Commit the code was built from, where there is no git checkout (an image)")
+    training_workers: int = Field(
+        1, ge=1, le=64, description="Processes of this machine that share one fit, for families that can (DistributedDataParallel)"
+    )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda[:n]; cuda fails loudly where there is none"
     )

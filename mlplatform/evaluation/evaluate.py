@@ -44,7 +44,9 @@ def evaluate(
     if metrics["rows"] == 0:
         raise ValueError(f"no test rows to evaluate {spec.name} version {version} on")
     # The champion's own version needs no second scoring: it is compared with itself.
-    rival = None if champion is None else metrics if champion.version == version else dict(measure(labels, np.asarray(champion.predictions)))
+    rival = (
+        None if champion is None else metrics if champion.version == version else dict(measure(labels, np.asarray(champion.predictions)))
+    )
     champion_version = None if champion is None else champion.version
     gates = judge(spec.gates, metrics)
     gates += (judge_against_champion(spec.champion_gate, version, metrics, champion_version, rival),)

@@ -5,7 +5,7 @@ Belongs here: the order of the story. Does not belong here: services (`profile`)
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -31,7 +31,7 @@ MONITOR_EVERY = timedelta(hours=12)
 AFTERMATH = timedelta(hours=12)
 
 
-def run_demo(home: Path, days: int = 2, keep: bool = False, trials: int | None = None) -> int:
+def run_demo(home: Path, days: int = 2, keep: bool = False, trials: int | None = None, all_models: bool = False) -> int:
     """Runs the demo under `home` and prints its story. Returns 0 only if every stage did its work."""
     refuse_to_reset(home.absolute())
     report = Report(home, "[bold]mlplatform demo[/bold]: every flight out of New York in 2013, from source systems to a drift report")
@@ -40,6 +40,7 @@ def run_demo(home: Path, days: int = 2, keep: bool = False, trials: int | None =
         with LocalPlatform(home=_fresh(home, report)) as platform:
             report.started(platform)
             demo = Demo.open(platform, report, trials)
+            demo.all_models = all_models
             warm_up.settle()
             demo.build()
             demo.replay(START, START + timedelta(days=days))
@@ -73,6 +74,12 @@ class Demo:
     model: "ModelSpec"
     plans: "Mapping[str, ViewPlan]"
     tally: "Tally"
+    all_models: bool = False
+
+    @property
+    def trained(self) -> list[str]:
+        """The models the story trains: the one whose days are replayed, or all."""
+        return [m.name for m in self.catalog.models] if self.all_models else [self.model.name]
 
     @classmethod
     def open(cls, platform: LocalPlatform, report: Report, trials: int | None, catalog: "Catalog | None" = None) -> "Demo":
@@ -104,8 +111,8 @@ class Demo:
         run = self.runner.run
         for stages in (("training_set", "tuning", "model"), ("evaluation",), ("deployment",)):
             name = "training" if len(stages) > 1 else stages[0]
-            with self.stage(name, *stages) as step:
-                run(self.runner.keys(*stages), on_step=step)
+            with self.stage(name, *stages, names=self.trained) as step:
+                run(self.runner.keys(*stages, names=self.trained), on_step=step)
         with self.stage("serving"):
             self.platform.start_serving()
             self._await_model()
@@ -181,8 +188,8 @@ class Demo:
                 )
 
     @contextmanager
-    def stage(self, name: str, *prefixes: str) -> Iterator["StepCounter"]:
-        with self.report.stage(name, len(self.runner.keys(*prefixes)) if prefixes else 0) as counter:
+    def stage(self, name: str, *prefixes: str, names: Iterable[str] | None = None) -> Iterator["StepCounter"]:
+        with self.report.stage(name, len(self.runner.keys(*prefixes, names=names)) if prefixes else 0) as counter:
             yield counter
 
 

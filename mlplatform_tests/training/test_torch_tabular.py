@@ -194,7 +194,11 @@ def test_a_killed_process_leaves_no_rank_running_and_another_world_goes_on_from_
     script = tmp_path / "killed.py"
     np.savez(tmp_path / "parts.npz", **{f"{name}{i}": getattr(m, name) for i, m in enumerate(parts[:2]) for name in ("values", "label")})
     script.write_text(KILLED)
-    arguments = [str(tmp_path / "parts.npz"), str(tmp_path / "job"), json.dumps([list(parts[0].columns), sorted(parts[0].categorical), dict(parts[0].sizes)])]
+    arguments = [
+        str(tmp_path / "parts.npz"),
+        str(tmp_path / "job"),
+        json.dumps([list(parts[0].columns), sorted(parts[0].categorical), dict(parts[0].sizes)]),
+    ]
     started = subprocess.Popen([sys.executable, str(script), *arguments], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     try:
         _wait_until(lambda: any((tmp_path / "job").glob("epoch-00002.safetensors")), started)
@@ -203,7 +207,7 @@ def test_a_killed_process_leaves_no_rank_running_and_another_world_goes_on_from_
     finally:
         started.kill()
         started.wait()
-    gone, alive = psutil.wait_procs(ranks, timeout=30)
+    _, alive = psutil.wait_procs(ranks, timeout=30)
     assert not alive
     resources = Resources(threads=1, folder=tmp_path / "job")
     fitted = TRAINER.fit(SMALL, *parts[:2], seed=7, resources=resources)
@@ -229,7 +233,10 @@ if __name__ == "__main__":
 
 def test_importing_the_trainer_imports_no_torch():
     code = "import sys; import mlplatform.training.trainers.torch_tabular; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False).returncode
+        == 0
+    )
 
 
 @pytest.mark.skipif(cuda_devices() > 0, reason="there is a CUDA device")

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -198,7 +199,7 @@ def run_study(context: dg.AssetExecutionContext, clients: Clients, spec: ModelSp
         trainers.get(spec.trainer),
         storage=clients.settings.optuna_uri,
         training_set_hash=manifest.content_hash,
-        resources=Resources(device=clients.device),
+        resources=fit_resources(clients, spec, manifest),
         on_trial=lambda trial, done, wanted: context.log.info(f"trial {done} of {wanted}: {trial.state} {trial.value}"),
     )
 
@@ -226,7 +227,7 @@ def _model(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPlan]) -> 
         result = run_study(context, clients, spec)
         data, manifest, used = open_training_set(clients, spec)
         trainer = trainers.get(spec.trainer)
-        trained = fitting.fit(used, data, trainer, result.best_params, Resources(device=clients.device))
+        trained = fitting.fit(used, data, trainer, result.best_params, fit_resources(clients, spec, manifest))
         with tempfile.TemporaryDirectory() as folder:
             saved = fitting.save(trained.fitted, Path(folder))
             contract = build_contract(
@@ -256,6 +257,8 @@ def _model(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPlan]) -> 
                 ),
                 run_id=context.resources.mlflow.active_run().info.run_id,
             )
+        # The version is registered: nothing is left to go on with.
+        shutil.rmtree(fit_resources(clients, spec, manifest).folder or "", ignore_errors=True)
         return dg.MaterializeResult(
             data_version=dg.DataVersion(contract.model_sha256[:16]),
             metadata={
@@ -270,6 +273,14 @@ def _model(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPlan]) -> 
         )
 
     return model
+
+
+def fit_resources(clients: Clients, spec: ModelSpec, manifest: TrainingManifest) -> Resources:
+    """What a fit of the model may use; a killed one goes on from its folder, which belongs to one training set."""
+    settings = clients.settings
+    folder = settings.home.absolute() / "fits" / spec.name / manifest.content_hash[:12]
+    device = clients.device_for(trainers.get(spec.trainer).framework)
+    return Resources(device=device, workers=settings.training_workers, folder=folder)
 
 
 def service_columns(clients: Clients, spec: ModelSpec) -> list[str]:

@@ -91,7 +91,9 @@ class _Fit:
 
     def _agree_on_the_start(self) -> None:
         if self._broadcast(self.progress.epoch) != self.progress.epoch:
-            raise RuntimeError(f"rank {self.rank} sees another newest checkpoint in {self.folder} than rank 0: the ranks must share the folder")
+            raise RuntimeError(
+                f"rank {self.rank} sees another newest checkpoint in {self.folder} than rank 0: the ranks must share the folder"
+            )
 
     def _broadcast(self, value: int) -> int:
         if self.world == 1:
@@ -144,7 +146,7 @@ class _Fit:
         else:
             score = self._validate(*self.validation)
             progress.curves.setdefault(f"validate_{job.metric}", []).append(score)
-            better = progress.best_score is None or (score > progress.best_score) == METRICS[job.metric] and score != progress.best_score
+            better = progress.best_score is None or ((score > progress.best_score) == METRICS[job.metric] and score != progress.best_score)
             if better:
                 progress.best_epoch, progress.best_score, self.best = progress.epoch, score, self._weights()
             go_on = verdict is None or verdict(progress.epoch, score)
@@ -156,7 +158,9 @@ class _Fit:
     def _validate(self, values: Any, label: Any) -> float:
         self.network.eval()
         parts = [predict(self.network, values[at : at + _VALIDATE_ROWS], self.device) for at in range(0, len(values), _VALIDATE_ROWS)]
-        return measure(self.job.metric, np.concatenate(parts).astype(np.float64), label.astype(np.float64), self.network.architecture.quantiles)
+        return measure(
+            self.job.metric, np.concatenate(parts).astype(np.float64), label.astype(np.float64), self.network.architecture.quantiles
+        )
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.network.state_dict().items()}
