@@ -87,7 +87,7 @@ class Explanation:
 @dataclass(frozen=True)
 class Prediction:
     """The answer for one input. `imputed` names the views whose values were replaced by defaults; ages are in seconds; `shortfalls`
-    says why a view had no value as it should be. `features` and `explanation` are there where they were asked for."""
+    says why a view had no value as it should be. `quantiles` by name, where the model answers them: `prediction` is then their median. `features` and `explanation` are there where they were asked for."""
 
     request_id: str
     input_index: int
@@ -100,6 +100,7 @@ class Prediction:
     shortfalls: Mapping[str, str]
     features: Mapping[str, float | None] | None = None
     explanation: Explanation | None = None
+    quantiles: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,7 @@ def _result(told: Mapping[str, Any]) -> PredictResult:
             shortfalls=p["shortfalls"],
             features=p.get("features"),
             explanation=Explanation(**p["explanation"]) if "explanation" in p else None,
+            quantiles=p.get("quantiles"),
         )
         for p in told["predictions"]
     )

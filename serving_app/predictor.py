@@ -177,6 +177,8 @@ def answer_body(answer: Answer, request_id: str, more: Sequence[Mapping[str, Any
         }
         for row in answer.rows
     ]
+    if names := handle.contract.quantile_names:
+        told = [{**row, "quantiles": dict(zip(names, row["quantiles"], strict=True))} for row in told]
     if more is not None:
         told = [{**row, **added} for row, added in zip(told, more, strict=True)]
     return orjson.dumps({"model": handle.name, "version": version, "threshold": threshold, "predictions": told})
