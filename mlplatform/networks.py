@@ -8,7 +8,8 @@ the file, which neither pickle nor torch.export's `pt2` can promise (ADR 22).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -117,6 +118,17 @@ def with_weights(architecture: Architecture, weights: Mapping[str, Tensor]) -> T
         network = TabularNetwork(architecture)
     network.load_state_dict(weights)
     return network.eval()
+
+
+@contextmanager
+def with_threads(threads: int) -> Iterator[None]:
+    """Runs torch with that many threads; the process has its own number back afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def to_bytes(network: TabularNetwork) -> bytes:

@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     training_workers: int = Field(
         1, ge=1, le=64, description="Processes of this machine that share one fit, for families that can (DistributedDataParallel)"
     )
+    tuning_workers: int = Field(1, ge=1, le=64, description="Trials of a study that run at once, in processes of this machine")
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda[:n]; cuda fails loudly where there is none"
     )

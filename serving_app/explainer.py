@@ -34,7 +34,9 @@ class Explainer:
         chosen = self._predictor.choose(exchange).handle.contract
         inputs = inputs_of(await read())
         if explain and chosen.framework != "xgboost":
-            raise invalid_input([FieldError(f"the model '{chosen.model}' has no trees to explain; `features` tells what it was asked with")])
+            raise invalid_input(
+                [FieldError(f"the model '{chosen.model}' has no trees to explain; `features` tells what it was asked with")]
+            )
         if explain and isinstance(inputs, list) and len(inputs) > self._rows_limit:
             detail = f"at most {self._rows_limit} inputs are explained in one request, got {len(inputs)}"
             raise invalid_input([FieldError(detail, field="inputs")])

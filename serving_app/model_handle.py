@@ -20,6 +20,7 @@ from serving_app.problems import ProblemError
 from serving_app.request_functions import FunctionRefusedError
 from serving_app.runtimes import Runtime, RuntimeRefusedError, load_runtime
 
+
 class ModelRefusedError(Exception):
     """A version that must not serve; `step` says which check it failed, `reason` why."""
 

@@ -114,7 +114,10 @@ class TorchRuntime:
             raise RuntimeRefusedError("load", f"{contract.model_file}: {error}") from error
         architecture = network.architecture
         sizes = [None if f.categories is None else len(f.categories) for f in contract.features]
-        if sizes != [*(None for _ in range(architecture.numeric)), *architecture.categories] or architecture.quantiles != contract.quantiles:
+        if (
+            sizes != [*(None for _ in range(architecture.numeric)), *architecture.categories]
+            or architecture.quantiles != contract.quantiles
+        ):
             raise RuntimeRefusedError("features", "the network's inputs or quantiles are not the contract's in their order")
         self.tolerance = max(contract.tolerance, _CUDA_TOLERANCE if device.startswith("cuda") else 0.0)
         self._network = network

@@ -68,7 +68,12 @@ def _torch(content: bytes) -> Callable[[Floats], Floats]:
     from mlplatform import networks
 
     network = networks.from_bytes(content)
-    return lambda values: networks.predict(network, values).astype(np.float64)
+
+    def answer(values: Floats) -> Floats:
+        with networks.with_threads(1):  # as in training
+            return networks.predict(network, values).astype(np.float64)
+
+    return answer
 
 
 _READERS: dict[str, Callable[[bytes], Callable[[Floats], Floats]]] = {"xgboost": _xgboost, "torch": _torch}

@@ -17,7 +17,6 @@ from mlplatform.client import PredictionClient
 from mlplatform.contracts import CONTRACT_FILE, PredictionRecord, ServingContract, prediction_stream
 from mlplatform.monitoring.drain import Entry, drain
 from mlplatform.training.trainers.base import cuda_devices
-
 from serving_app.model_handle import ModelRefusedError, VersionRef, load_model
 
 LEVELS = (0.1, 0.5, 0.9)

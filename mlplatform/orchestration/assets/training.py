@@ -200,6 +200,7 @@ def run_study(context: dg.AssetExecutionContext, clients: Clients, spec: ModelSp
         storage=clients.settings.optuna_uri,
         training_set_hash=manifest.content_hash,
         resources=fit_resources(clients, spec, manifest),
+        workers=clients.settings.tuning_workers,
         on_trial=lambda trial, done, wanted: context.log.info(f"trial {done} of {wanted}: {trial.state} {trial.value}"),
     )
 

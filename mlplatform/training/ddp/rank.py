@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mlplatform.networks import Architecture, TabularNetwork, predict
+from mlplatform.networks import Architecture, TabularNetwork, predict, with_threads
 from mlplatform.training.ddp import checkpoint
 from mlplatform.training.ddp.job import Job, read
 from mlplatform.training.ddp.losses import measure, row_losses
@@ -54,12 +54,8 @@ def run_rank(folder: str) -> None:
 def train(folder: Path, verdict: Verdict | None) -> None:
     """Trains from the newest checkpoint in `folder` to the end, a checkpoint after each epoch."""
     job, arrays = read(folder)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(job.threads)
-    try:
+    with with_threads(job.threads):
         _Fit(folder, job, arrays).run(verdict)
-    finally:
-        torch.set_num_threads(threads)
 
 
 class _Fit:

@@ -119,6 +119,8 @@ class Trainer(Protocol):
 
     framework: Literal["xgboost", "torch"]
     default_params: Mapping[str, Any]  # a sound starting point; the first trial of every study
+    report_every: int  # rounds from one report of a study's trial to the next
+    warm_up: int  # rounds before a trial may be pruned
 
     def tolerance(self, quantiles: Sequence[float]) -> float:
         """How far, in units of the answer, the same file may answer otherwise in another batch or on another processor; 0: not at all."""

@@ -43,9 +43,10 @@ class FittedNetwork:
 
     def predict(self, values: Floats) -> Floats:
         """The call the prediction service makes."""
-        from mlplatform.networks import predict
+        from mlplatform.networks import predict, with_threads
 
-        return predict(self.network, values).astype(np.float64)
+        with with_threads(_THREADS):
+            return predict(self.network, values).astype(np.float64)
 
     def save(self, folder: Path) -> str:
         """Writes the weights as safetensors, which is the model file, and beside it the same network as `torch.export`'s pt2."""
@@ -68,6 +69,9 @@ class TorchTabular:
         "learning_rate": 1e-3,
         "weight_decay": 1e-2,
     }
+
+    report_every = 1
+    warm_up = 2
 
     def tolerance(self, quantiles: Sequence[float]) -> float:
         # float32 sums come out otherwise with the batch's size and the processor: some units in the seventh digit of the largest
@@ -122,7 +126,7 @@ class TorchTabular:
         use: Resources,
         on_round: OnRound | None,
     ) -> FittedNetwork:
-        from mlplatform.networks import with_weights
+        from mlplatform.networks import with_threads, with_weights
         from mlplatform.training.ddp.job import Job
         from mlplatform.training.ddp.launch import run
 
@@ -146,7 +150,8 @@ class TorchTabular:
         network = with_weights(architecture, weights)
         told = {**chosen, "batch": job.batch, "epochs": _EPOCHS, "seed": job.seed, "workers": max(progress.worlds), "device": use.device}
         curves = {name: tuple(values) for name, values in progress.curves.items()}
-        importances = _importances(network, validate or train, target, seed)
+        with with_threads(_THREADS):
+            importances = _importances(network, validate or train, target, seed)
         return FittedNetwork(network, told, progress.best_epoch + 1, progress.best_score, curves, importances)
 
 

@@ -61,6 +61,10 @@ class XGBoostClassifier:
         "lambda": 20.0,
     }
 
+    # Each report is a synchronous write to the study's storage.
+    report_every = 10
+    warm_up = 60
+
     def tolerance(self, quantiles: Sequence[float]) -> float:
         return 0.0
 
