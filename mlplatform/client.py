@@ -87,7 +87,8 @@ class Explanation:
 @dataclass(frozen=True)
 class Prediction:
     """The answer for one input. `imputed` names the views whose values were replaced by defaults; ages are in seconds; `shortfalls`
-    says why a view had no value as it should be. `quantiles` by name, where the model answers them: `prediction` is then their median. `features` and `explanation` are there where they were asked for."""
+    says why a view had no value as it should be. `quantiles` by name, where the model answers them: `prediction` is then their
+    median. `features` and `explanation` are there where they were asked for."""
 
     request_id: str
     input_index: int

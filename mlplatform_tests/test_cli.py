@@ -140,10 +140,10 @@ def called(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_demo_passes_its_options_on_and_ends_with_its_status(run, home, called) -> None:
-    assert run("demo", "--days", "3", "--keep", "--trials", "5").exit_code == 3
-    assert called.demo == (home, 3, True, 5)
+    assert run("demo", "--days", "3", "--keep", "--trials", "5", "--all-models").exit_code == 3
+    assert called.demo == (home, 3, True, 5, True)
     run("demo")
-    assert called.demo == (home, 2, False, None)
+    assert called.demo == (home, 2, False, None, False)
 
 
 def test_up_down_and_bench_pass_their_options_on(run, home, called) -> None:

@@ -55,10 +55,11 @@ def tune(
 ) -> TuningResult:
     """Searches until `spec.tuning.trials` trials are complete or pruned, earlier ones of the same study counted in.
 
-    `storage` is a journal file or a database URL. A trial's value is its folds' mean of `spec.tuning.metric` at the best
-    round. `workers` trials run at once, in processes of their own; they are drawn together, and the next ones when all have ended, so
-    that the same seed and number of workers give the same study whichever ends first. `timeout_s` ends the search between trials once one is complete. A trial that raises is recorded as failed and
-    its error goes on to the caller. Raises ValueError for a metric no trainer measures.
+    `storage` is a journal file or a database URL. A trial's value is its folds' mean of `spec.tuning.metric` at the best round.
+    `workers` trials run at once, in processes of their own; they are drawn together, and the next ones when all have ended, so that
+    the same seed and number of workers give the same study whichever ends first. `timeout_s` ends the search between trials once
+    one is complete. A trial that raises is recorded as failed and its error goes on to the caller. Raises ValueError for a metric
+    no trainer measures.
     """
     metric = spec.tuning.metric
     if metric not in METRICS:
