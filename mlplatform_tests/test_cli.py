@@ -270,7 +270,7 @@ def test_history_of_a_declared_model_nobody_deployed_is_empty(run) -> None:
 
 
 def test_history_of_a_model_nobody_declared_names_those_that_are(fails) -> None:
-    assert fails("history", "flght_disruption") == f"error: no model 'flght_disruption' is declared: choose one of {MODEL}\n"
+    assert fails("history", "flght_disruption") == f"error: no model 'flght_disruption' is declared: choose one of arrival_delay, {MODEL}\n"
 
 
 # --- models and moves ------------------------------------------------------------------------------------------------
@@ -392,5 +392,5 @@ def test_nothing_is_moved_where_the_services_cannot_be_told(registered, fails, m
     monkeypatch.setenv("MLPLATFORM_MLFLOW_URL", f"sqlite:///{registered / 'mlflow' / 'mlflow.db'}")
     assert "is the platform running?" in fails("promote", MODEL, "1")
     for words in (["promote", "nobody", "1"], ["rollback", "nobody", "--reason", "x"]):
-        assert f"no model 'nobody' is declared: choose one of {MODEL}" in fails(*words)
+        assert f"no model 'nobody' is declared: choose one of arrival_delay, {MODEL}" in fails(*words)
     assert "never deployed" in CliRunner().invoke(cli.app, ["history", MODEL, "--home", "other"]).stdout

@@ -60,7 +60,7 @@ def score_quantiles(y: ArrayLike, q: ArrayLike, levels: Sequence[float]) -> dict
     for name, values in (("mae", np.abs(labels - median)), ("pinball", losses.mean(axis=1))):
         value, low, high = mean_interval(values)
         metrics |= {name: value, f"{name}_low": low, f"{name}_high": high}
-    metrics |= {f"pinball_p{100 * level:g}": _mean(losses[:, place]) for place, level in enumerate(levels)}
+    metrics |= {f"pinball_p{100 * level:g}": _mean(np.asarray(losses[:, place])) for place, level in enumerate(levels)}
     observed = (labels[:, None] <= quantiles).mean(axis=0) if n else np.full(len(levels), np.nan)
     metrics |= {
         "coverage": _mean(inside),

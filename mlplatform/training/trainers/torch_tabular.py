@@ -24,8 +24,8 @@ _EPOCHS: Final = 6
 _PATIENCE: Final = 3
 _BATCH: Final = 1024
 _STEPS: Final = 32  # at least, in an epoch: fewer rows make smaller batches
-# Of each rank. These networks are small: on two busy cores a second thread made a fit 20 times as long (each waits for the other at
-# every layer), and alone it gained nothing. More cores are for more ranks.
+# Of each rank. These networks are small: two threads wait for each other at every layer, for far longer than they save where other
+# processes want the same cores. More cores are for more ranks.
 _THREADS: Final = 1
 _IMPORTANCE_ROWS: Final = 2000
 
