@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from mlplatform.training.ddp.verdicts import ask_parent
 from mlplatform.training.trainers.base import METRICS
 
 _WARM_UP = 0.1  # of the schedule
+# For the other ranks, or for rank 0 while it validates and asks. After it a rank gives up, and the agent starts all of them anew.
+_LONGEST_WAIT = timedelta(minutes=5)
 _VALIDATE_ROWS = 16_384
 # (epoch, the metric on the validation rows) -> whether to go on
 Verdict = Callable[[int, float], bool]
@@ -44,7 +47,11 @@ def run_rank(folder: str) -> None:
     cuda = job.device.startswith("cuda")
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    dist.init_process_group("nccl" if cuda else "gloo")
+    # The agent keeps one store through all its restarts (torch 2.13, dynamic_rendezvous.py), and a rank that reads there where a dead
+    # one listened waits for it until the time limit: each attempt gets keys of its own.
+    store, number, world = next(iter(dist.rendezvous("env://")))
+    attempt = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-of-{world}", store)
+    dist.init_process_group("nccl" if cuda else "gloo", store=attempt, rank=number, world_size=world, timeout=_LONGEST_WAIT)
     try:
         train(Path(folder), ask_parent(Path(folder)) if job.asks else None)
     finally:
