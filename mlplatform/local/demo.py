@@ -81,6 +81,12 @@ class Demo:
         """The models the story trains: the one whose days are replayed, or all."""
         return [m.name for m in self.catalog.models] if self.all_models else [self.model.name]
 
+    @property
+    def _beside(self) -> tuple[str, ...]:
+        """Trained models that can be asked the same questions, because they ask for the same fields."""
+        others = (m for m in self.catalog.models if m.name != self.model.name and m.request_fields == self.model.request_fields)
+        return tuple(m.name for m in others if m.name in self.trained)
+
     @classmethod
     def open(cls, platform: LocalPlatform, report: Report, trials: int | None, catalog: "Catalog | None" = None) -> "Demo":
         """A demo of `catalog`; None: the first that is found. `trials` replaces its models' own number of tuning trials."""
@@ -147,7 +153,9 @@ class Demo:
         from mlplatform.local.replay import Replay
 
         with PredictionClient(self.clients.settings.serving_url) as client:
-            replay = Replay(self.platform, self.runner, self.clients, self.catalog, self.model, self.plans, client, self.tally)
+            replay = Replay(
+                self.platform, self.runner, self.clients, self.catalog, self.model, self.plans, client, self.tally, self._beside
+            )
             with self.report.replay(start, end + aftermath) as progress:
                 replay.run(start, end, aftermath, TICK, MONITOR_EVERY, progress)
         for stage, seconds in replay.seconds.items():
@@ -161,6 +169,23 @@ class Demo:
             seconds = self.report.seconds_of(row.stage)
             self.report.add(StageRow(row.stage, row.assets, row.rows_in, row.rows_out, row.quarantined, seconds, row.fault))
         self._tell_quality()
+        for name in self._beside:
+            self._tell_beside(name)
+
+    def _tell_beside(self, name: str) -> None:
+        """What there is to say of a model that was asked the same; it has no rows of its own in the table."""
+        from mlplatform.contracts import EVALUATION_TAG, PRODUCTION
+        from mlplatform.orchestration.summaries import newest_summary
+        from mlplatform.records import PerformanceSummary, SkewSummary
+
+        version = self.clients.registry.by_alias(name, PRODUCTION)
+        tested = json.loads(version.tags.get(EVALUATION_TAG, "{}")) if version else {}
+        self.report.fact(name, f"version {version.version}, on test rows: {_metrics(tested)}" if version else "no version serves")
+        if (served := newest_summary(self.clients, "performance", name, PerformanceSummary)) is not None:
+            told = f"{served.predictions} predictions, {served.outcomes} outcomes known so far: {_metrics(served.metrics)}"
+            self.report.fact(f"{name}, served", told)
+        if (skew := newest_summary(self.clients, "skew", name, SkewSummary)) is not None:
+            self.report.fact(f"{name}, skew", f"{skew.mismatched:,} of {skew.compared:,} compared")
 
     def _tell_quality(self) -> None:
         from mlplatform.contracts import EVALUATION_TAG, PRODUCTION
@@ -194,9 +219,8 @@ class Demo:
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:
-    shown = [
-        f"{label} {metrics[name]:.3f}" for name, label in (("auc", "AUC"), ("log_loss", "log loss"), ("ece", "ECE")) if name in metrics
-    ]
+    labels = {"auc": "AUC", "log_loss": "log loss", "ece": "ECE", "pinball_p50": "P50 pinball", "mae": "MAE", "coverage": "coverage"}
+    shown = [f"{label} {metrics[name]:.3f}" for name, label in labels.items() if name in metrics]
     if "saving" in metrics:
         shown.append(f"saves {metrics['saving']:.1%} of the best constant policy's cost")
     return ", ".join(shown)
