@@ -55,7 +55,7 @@ class Scored:
     def rows(self, views: Sequence[str]) -> list[dict[str, Any]]:
         """Each input's part of the answer and of the log record; `views` names the columns of `ages_s`."""
         whole, start = self.assembled, self.start
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "input_index": row - start,
                 "prediction": self.predictions[row],

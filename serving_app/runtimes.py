@@ -5,6 +5,7 @@ contract's other parts (`model_handle`). A family is one class here and one line
 of it is loaded, and not before.
 """
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -135,4 +136,4 @@ class TorchRuntime:
         return None
 
 
-_FAMILIES = {"xgboost": XGBoostRuntime, "torch": TorchRuntime}
+_FAMILIES: Mapping[str, Callable[[ServingContract, bytes, str, int], Runtime]] = {"xgboost": XGBoostRuntime, "torch": TorchRuntime}

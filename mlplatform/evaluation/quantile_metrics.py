@@ -66,7 +66,7 @@ def score_quantiles(y: ArrayLike, q: ArrayLike, levels: Sequence[float]) -> dict
         "coverage": _mean(inside),
         "coverage_low": float(covered_low),
         "coverage_high": float(covered_high),
-        "width": _mean(quantiles[:, -1] - quantiles[:, 0]),
+        "width": _mean(np.asarray(quantiles[:, -1] - quantiles[:, 0])),
         "calibration_error": float(np.abs(observed - np.asarray(levels)).mean()),
         "crossed": _mean((np.diff(quantiles, axis=1) < 0).any(axis=1).astype(np.float64)),
     }

@@ -103,7 +103,7 @@ def _scored(known: pl.DataFrame, score: Score) -> dict[str, float]:
 def answers_of(rows: pl.DataFrame) -> np.ndarray:
     """What was answered: quantiles (n, levels) where the rows have them, else the predictions (n,)."""
     if "quantiles" not in rows.columns or rows["quantiles"].null_count() == rows.height:
-        return rows["prediction"].to_numpy()
+        return np.asarray(rows["prediction"].to_numpy())
     return np.array(rows["quantiles"].to_list(), dtype=np.float64)
 
 

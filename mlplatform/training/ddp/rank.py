@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]  # torch exports them without saying so
 from torch.nn.parallel import DistributedDataParallel
 
 from mlplatform.networks import Architecture, TabularNetwork, predict, with_threads
@@ -49,8 +50,8 @@ def run_rank(folder: str) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     # The agent keeps one store through all its restarts (torch 2.13, dynamic_rendezvous.py), and a rank that reads there where a dead
     # one listened waits for it until the time limit: each attempt gets keys of its own.
-    store, number, world = next(iter(dist.rendezvous("env://")))
-    attempt = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-of-{world}", store)
+    store, number, world = next(iter(rendezvous("env://")))
+    attempt = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-of-{world}", store)
     dist.init_process_group("nccl" if cuda else "gloo", store=attempt, rank=number, world_size=world, timeout=_LONGEST_WAIT)
     try:
         train(Path(folder), ask_parent(Path(folder)) if job.asks else None)
