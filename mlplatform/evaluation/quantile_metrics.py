@@ -68,7 +68,7 @@ def score_quantiles(y: ArrayLike, q: ArrayLike, levels: Sequence[float]) -> dict
         "coverage_high": float(covered_high),
         "width": _mean(np.asarray(quantiles[:, -1] - quantiles[:, 0])),
         "calibration_error": float(np.abs(observed - np.asarray(levels)).mean()),
-        "crossed": _mean((np.diff(quantiles, axis=1) < 0).any(axis=1).astype(np.float64)),
+        "crossed": _mean(np.asarray((np.diff(quantiles, axis=1) < 0).any(axis=1), dtype=np.float64)),
     }
     return metrics if measured else {name: value if name in ("rows", "mean_label") else np.nan for name, value in metrics.items()}
 
