@@ -209,18 +209,14 @@ def _read(response: httpx.Response) -> Any:
     raise PredictionServiceError(detail, **about)
 
 
+_ALWAYS = ("request_id", "input_index", "prediction", "decision", "model_version", "variant", "feature_ages_s", "shortfalls")
+
+
 def _result(told: Mapping[str, Any]) -> PredictResult:
     predictions = tuple(
         Prediction(
-            request_id=p["request_id"],
-            input_index=p["input_index"],
-            prediction=p["prediction"],
-            decision=p["decision"],
-            model_version=p["model_version"],
-            variant=p["variant"],
-            feature_ages_s=p["feature_ages_s"],
+            **{name: p[name] for name in _ALWAYS},
             imputed=tuple(p["imputed"]),
-            shortfalls=p["shortfalls"],
             features=p.get("features"),
             explanation=Explanation(**p["explanation"]) if "explanation" in p else None,
             quantiles=p.get("quantiles"),
