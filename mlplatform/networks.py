@@ -70,6 +70,7 @@ class TabularNetwork(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    sizes: Tensor
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -77,6 +78,7 @@ class TabularNetwork(nn.Module):
         a = architecture
         self.register_buffer("mean", torch.zeros(a.numeric))
         self.register_buffer("scale", torch.ones(a.numeric))
+        self.register_buffer("sizes", torch.tensor(a.categories, dtype=torch.float32), persistent=False)  # the architecture has them
         sizes = [(size + 1, min(16, 1 + round(size**0.5))) for size in a.categories]
         self.embeddings = nn.ModuleList(nn.Embedding(rows, width) for rows, width in sizes)
         inputs = 2 * a.numeric + sum(width for _, width in sizes)
@@ -93,11 +95,12 @@ class TabularNetwork(nn.Module):
         missing = torch.isnan(numbers)
         standard = torch.where(missing, 0.0, (numbers - self.mean) / self.scale).clamp(-_CLIP, _CLIP)
         parts = [standard, missing.to(rows.dtype)]
-        for place, (embedding, size) in enumerate(zip(self.embeddings, self.architecture.categories, strict=True)):
-            column = rows[:, numeric + place]
-            code = torch.where(torch.isnan(column), -1.0, column).long() + 1
-            # A position beyond the list can only come from a request that gives it itself: unknown.
-            parts.append(embedding(torch.where((code < 0) | (code > size), 0, code)))
+        if len(self.embeddings):
+            positions = rows[:, numeric:]
+            # A position beyond its list can only come from a request that gives it itself: unknown, as NaN is, which compares false.
+            known = (positions >= 0) & (positions < self.sizes)
+            codes = torch.where(known, positions + 1, 0.0).long()
+            parts += [embedding(codes[:, place]) for place, embedding in enumerate(self.embeddings)]
         out: Tensor = self.head(self.body(torch.cat(parts, dim=1)))
         return out if not self.architecture.quantiles else self._quantiles(out)
 

@@ -102,7 +102,7 @@ class Fitted(Protocol):
 
     @property
     def importances(self) -> Mapping[str, float]:
-        """Each column's share of the total gain; columns never used have 0."""
+        """Each column's share of what all of them bring, as the family measures it; columns never used have 0."""
         ...
 
     def predict(self, values: Floats) -> Floats:
