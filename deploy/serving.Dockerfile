@@ -2,6 +2,8 @@
 FROM python:3.11.14-slim-bookworm
 
 ARG XGBOOST=cpu
+# `torch` where networks are served too; empty: trees alone, and a smaller image.
+ARG TORCH=
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -10,7 +12,7 @@ WORKDIR /app
 COPY pyproject.toml constraints.txt README.md ./
 COPY deploy/requirements.py deploy/
 # polars: the modules of request-time functions import mlplatform.specs, which names its types.
-RUN python deploy/requirements.py --extra serving --extra otel --extra "$XGBOOST" --package polars > requirements.txt \
+RUN python deploy/requirements.py --extra serving --extra otel --extra "$XGBOOST" ${TORCH:+--extra "$TORCH"} --package polars > requirements.txt \
  && pip install --requirement requirements.txt --constraint constraints.txt
 
 COPY feature_definitions feature_definitions

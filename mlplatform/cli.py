@@ -83,6 +83,7 @@ def demo(
     days: Annotated[int, typer.Option(min=1, max=30, help="Days of September 2013 that pass in fast motion.")] = 2,
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running, as `up` does.")] = False,
     trials: Annotated[int | None, typer.Option(min=1, max=10_000, help="Tuning trials, instead of the model's own number.")] = None,
+    all_models: Annotated[bool, typer.Option("--all-models", help="Train and serve every model, not the first alone.")] = False,
     home: Home = HERE,
 ) -> None:
     """The whole loop on real flights, in minutes: from source systems to a served prediction to a drift report.
@@ -91,7 +92,7 @@ def demo(
     """
     from mlplatform.local.demo import run_demo
 
-    raise typer.Exit(run_demo(home, days, keep, trials))
+    raise typer.Exit(run_demo(home, days, keep, trials, all_models))
 
 
 @app.command()
@@ -211,7 +212,7 @@ def models(
 
 def _version_line(row: Mapping[str, Any]) -> dict[str, Any]:
     """What fits a terminal; hashes and addresses are in the JSON."""
-    shown = ("auc", "log_loss", "ece", "saving")
+    shown = ("auc", "log_loss", "ece", "saving", "pinball_p50", "mae", "coverage")
     metrics = [f"{name} {value:.4f}" for name in shown if isinstance(value := row["metrics"].get(name), int | float)]
     short = {name: row[name] for name in ("version", "aliases", "gates")}
     return {**short, "created": short_time(row["created_at"]), "metrics": ", ".join(metrics)}

@@ -87,7 +87,8 @@ class Explanation:
 @dataclass(frozen=True)
 class Prediction:
     """The answer for one input. `imputed` names the views whose values were replaced by defaults; ages are in seconds; `shortfalls`
-    says why a view had no value as it should be. `features` and `explanation` are there where they were asked for."""
+    says why a view had no value as it should be. `quantiles` by name, where the model answers them: `prediction` is then their
+    median. `features` and `explanation` are there where they were asked for."""
 
     request_id: str
     input_index: int
@@ -100,6 +101,7 @@ class Prediction:
     shortfalls: Mapping[str, str]
     features: Mapping[str, float | None] | None = None
     explanation: Explanation | None = None
+    quantiles: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -207,20 +209,17 @@ def _read(response: httpx.Response) -> Any:
     raise PredictionServiceError(detail, **about)
 
 
+_ALWAYS = ("request_id", "input_index", "prediction", "decision", "model_version", "variant", "feature_ages_s", "shortfalls")
+
+
 def _result(told: Mapping[str, Any]) -> PredictResult:
     predictions = tuple(
         Prediction(
-            request_id=p["request_id"],
-            input_index=p["input_index"],
-            prediction=p["prediction"],
-            decision=p["decision"],
-            model_version=p["model_version"],
-            variant=p["variant"],
-            feature_ages_s=p["feature_ages_s"],
+            **{name: p[name] for name in _ALWAYS},
             imputed=tuple(p["imputed"]),
-            shortfalls=p["shortfalls"],
             features=p.get("features"),
             explanation=Explanation(**p["explanation"]) if "explanation" in p else None,
+            quantiles=p.get("quantiles"),
         )
         for p in told["predictions"]
     )

@@ -109,9 +109,9 @@ class ServingContract(_Frozen):
 
     schema_version: Literal[1] = 1
     model: str
-    task: Literal["binary"]
+    task: Literal["binary", "quantiles"]
     description: str
-    framework: Literal["xgboost"]
+    framework: Literal["xgboost", "torch"]
     model_file: str
     model_sha256: str
     project: str
@@ -123,10 +123,29 @@ class ServingContract(_Frozen):
     training_set_hash: str
     # Inputs in the feature order and what the model answered for them in training: the service compares before it swaps.
     example_features: tuple[tuple[float | None, ...], ...] = ()
-    example_predictions: tuple[float, ...] = ()
+    example_predictions: tuple[float | tuple[float, ...], ...] = ()
+    # For the task "quantiles": the levels of an answer, ascending; the median stands as the prediction.
+    quantiles: tuple[float, ...] = ()
+    # How far an answer may be from the one recorded in training on the same inputs; 0: not by a bit.
+    tolerance: float = 0.0
+
+    @property
+    def quantile_names(self) -> tuple[str, ...]:
+        """As answers name them: p10, p50, p90."""
+        return tuple(f"p{100 * level:g}" for level in self.quantiles)
+
+    @property
+    def median(self) -> int:
+        """The place of the median among the quantiles."""
+        return self.quantiles.index(0.5)
 
     def canonical_json(self) -> str:
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        # Fields younger than the first registered versions are left out where they say nothing, so that those keep their digest.
+        told = self.model_dump(mode="json")
+        for name, nothing in (("quantiles", []), ("tolerance", 0.0)):
+            if told[name] == nothing:
+                del told[name]
+        return json.dumps(told, sort_keys=True, separators=(",", ":"))
 
     def digest(self) -> str:
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
@@ -213,4 +232,6 @@ class PredictionRecord(_Frozen):
     contract_digest: str
     # Features that stood in the request: they were neither read nor computed.
     given: tuple[str, ...] = ()
+    # All quantiles of an answer that gives them, in the contract's order; `prediction` is the median among them.
+    quantiles: tuple[float, ...] | None = None
     code_version: str | None = None  # of the service, as `mlplatform.code_version` names it; None: logged before records said it

@@ -74,6 +74,10 @@ class Settings(BaseSettings):
     alert_from: str = Field("mlplatform@localhost", description="Sender of these mails")
     alert_to: str = Field("", description="Their receivers, comma-separated; empty: no mail")
     code_version: str = Field("", description="Commit the code was built from, where there is no git checkout (an image)")
+    training_workers: int = Field(
+        1, ge=1, le=64, description="Processes of this machine that share one fit, for families that can (DistributedDataParallel)"
+    )
+    tuning_workers: int = Field(1, ge=1, le=64, description="Trials of a study that run at once, in processes of this machine")
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda[:n]; cuda fails loudly where there is none"
     )

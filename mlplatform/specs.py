@@ -345,7 +345,11 @@ class ModelSpec(Spec):
     name: Name
     description: str
     owner: str = "team:ml"
-    task: Literal["binary"] = "binary"
+    task: Literal["binary", "quantiles"] = "binary"
+    # For the task "quantiles": the levels an answer gives, ascending, the median among them; it stands as the prediction.
+    quantiles: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    # Labels are clipped to it, wherever a model learns from them or is measured by them. None: taken as they are.
+    label_range: tuple[float, float] | None = None
     trainer: str = "xgboost_classifier"
     feature_service: str
     inputs: Mapping[str, timedelta]
@@ -368,6 +372,18 @@ class ModelSpec(Spec):
     # How long after T an outcome may still arrive; monitoring waits for it before it calls a label missing.
     max_label_delay: timedelta = timedelta(hours=36)
     seed: int = 20130901
+
+    @model_validator(mode="after")
+    def _answers_fit_the_task(self) -> "ModelSpec":
+        if (self.task == "quantiles") != bool(self.quantiles):
+            raise ValueError(f"model {self.name}: a model has quantiles if, and only if, its task is 'quantiles'")
+        if self.quantiles and (0.5 not in self.quantiles or list(self.quantiles) != sorted(set(self.quantiles))):
+            raise ValueError(f"model {self.name}: quantiles must ascend and hold the median, not {self.quantiles}")
+        if self.quantiles and self.cost is not None:
+            raise ValueError(f"model {self.name}: a cost matrix is of a binary decision")
+        if self.label_range is not None and (self.task == "binary" or self.label_range[0] >= self.label_range[1]):
+            raise ValueError(f"model {self.name}: label_range is (low, high) of labels that are numbers")
+        return self
 
 
 class Catalog(Spec):

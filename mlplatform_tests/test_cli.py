@@ -145,10 +145,10 @@ def called(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_demo_passes_its_options_on_and_ends_with_its_status(run, home, called) -> None:
-    assert run("demo", "--days", "3", "--keep", "--trials", "5").exit_code == 3
-    assert called.demo == (home, 3, True, 5)
+    assert run("demo", "--days", "3", "--keep", "--trials", "5", "--all-models").exit_code == 3
+    assert called.demo == (home, 3, True, 5, True)
     run("demo")
-    assert called.demo == (home, 2, False, None)
+    assert called.demo == (home, 2, False, None, False)
 
 
 def test_up_down_and_bench_pass_their_options_on(run, home, called) -> None:
@@ -289,7 +289,7 @@ def test_history_of_a_declared_model_nobody_deployed_is_empty(run) -> None:
 
 
 def test_history_of_a_model_nobody_declared_names_those_that_are(fails) -> None:
-    assert fails("history", "flght_disruption") == f"error: no model 'flght_disruption' is declared: choose one of {MODEL}\n"
+    assert fails("history", "flght_disruption") == f"error: no model 'flght_disruption' is declared: choose one of arrival_delay, {MODEL}\n"
 
 
 # --- models and moves ------------------------------------------------------------------------------------------------
@@ -453,5 +453,5 @@ def test_nothing_is_moved_where_the_services_cannot_be_told(registered, fails, m
     monkeypatch.setenv("MLPLATFORM_MLFLOW_URL", f"sqlite:///{registered / 'mlflow' / 'mlflow.db'}")
     assert "error: Redis: redis://127.0.0.1:1/0 does not answer" in fails("promote", MODEL, "1")
     for words in (["promote", "nobody", "1"], ["rollback", "nobody", "--reason", "x"]):
-        assert f"no model 'nobody' is declared: choose one of {MODEL}" in fails(*words)
+        assert f"no model 'nobody' is declared: choose one of arrival_delay, {MODEL}" in fails(*words)
     assert "never deployed" in CliRunner().invoke(cli.app, ["history", MODEL, "--home", "other"]).stdout

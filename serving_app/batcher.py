@@ -46,6 +46,7 @@ class Scored:
     start: int
     end: int
     moments: tuple[float, ...] = ()
+    quantiles: Sequence[Sequence[float]] | None = None  # of each row, where the model answers them; the prediction is their median
 
     @property
     def matrix(self) -> npt.NDArray[np.float64]:
@@ -54,7 +55,7 @@ class Scored:
     def rows(self, views: Sequence[str]) -> list[dict[str, Any]]:
         """Each input's part of the answer and of the log record; `views` names the columns of `ages_s`."""
         whole, start = self.assembled, self.start
-        return [
+        rows: list[dict[str, Any]] = [
             {
                 "input_index": row - start,
                 "prediction": self.predictions[row],
@@ -64,6 +65,10 @@ class Scored:
             }
             for row in range(start, self.end)
         ]
+        if self.quantiles is not None:
+            for told, quantiles in zip(rows, self.quantiles[start : self.end], strict=True):
+                told["quantiles"] = quantiles
+        return rows
 
     def refused(self) -> list[tuple[int, str, Reason]]:
         """(row, view, why) where the contract says to refuse a view's missing or old value: then there is no prediction to give."""
@@ -165,16 +170,17 @@ class Batcher:
         at = now if assembled.at_us == (now - _EPOCH) // _MICROSECOND else _EPOCH + assembled.at_us * _MICROSECOND
         told = at.isoformat(timespec="microseconds")
         moments = started, read, *spent
+        points, quantiles = (predictions, None) if handle.median is None else ([row[handle.median] for row in predictions], predictions)
         start = 0
         for job in jobs:
             end = start + job.parsed.rows
             if not job.answer.done():  # the caller may have been cancelled
-                job.answer.set_result(Scored(told, assembled, predictions, start, end, moments))
+                job.answer.set_result(Scored(told, assembled, points, start, end, moments, quantiles))
             start = end
 
     async def _compute(
         self, handle: ModelHandle, jobs: list[_Job], plan: KeyPlan, found: Sequence[Found], now: datetime
-    ) -> tuple[Assembled, list[float], float, float]:
+    ) -> tuple[Assembled, list[Any], float, float]:
         started = time.perf_counter()
         columns = handle.parser.columns([job.parsed for job in jobs], handle.plan.fields)
         whole = handle.plan.assemble(columns, plan, found, (now - _EPOCH) // _MICROSECOND)

@@ -31,8 +31,12 @@ class Explainer:
 
     async def respond(self, exchange: Exchange, read: Callable[[], Awaitable[bytes]], explain: bool, features: bool) -> bytes:
         """The body of the answer to a body of our own protocol. Raises ProblemError."""
-        self._predictor.choose(exchange)
+        chosen = self._predictor.choose(exchange).handle.contract
         inputs = inputs_of(await read())
+        if explain and chosen.framework != "xgboost":
+            raise invalid_input(
+                [FieldError(f"the model '{chosen.model}' has no trees to explain; `features` tells what it was asked with")]
+            )
         if explain and isinstance(inputs, list) and len(inputs) > self._rows_limit:
             detail = f"at most {self._rows_limit} inputs are explained in one request, got {len(inputs)}"
             raise invalid_input([FieldError(detail, field="inputs")])
@@ -43,6 +47,8 @@ class Explainer:
             async with self._one:
                 handle = answer.choice.handle
                 contributions = await asyncio.to_thread(handle.explain, answer.scored.matrix)
+            if contributions is None:  # the traffic rules chose a version of another family
+                raise invalid_input([FieldError(f"version {handle.version} has no trees to explain")])
             for added, told in zip(more, explanations(handle, contributions, used), strict=True):
                 added["explanation"] = told
         return answer_body(answer, exchange.request_id, more)

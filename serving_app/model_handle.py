@@ -1,4 +1,4 @@
-"""One loaded model version: its contract, its parser, its feature plan and its native booster.
+"""One loaded model version: its contract, its parser, its feature plan and its native runtime.
 
 Belongs here: loading from verified files, warming up, comparing with the recorded examples, predicting.
 Does not belong here: where the files come from, which version serves.
@@ -7,7 +7,7 @@ Does not belong here: where the files come from, which version serves.
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,18 +15,11 @@ from pydantic import ValidationError
 
 from mlplatform.contracts import CONTRACT_FILE, ServingContract
 from mlplatform.verified import Sealed
-from serving_app.device import native_xgboost
 from serving_app.features import FeaturePlan, FunctionOutputError, PlanError
 from serving_app.inputs import FieldFaultError, InputParser
-from serving_app.native import DensePredictor
 from serving_app.problems import ProblemError
 from serving_app.request_functions import FunctionRefusedError
-
-if TYPE_CHECKING:
-    from xgboost import Booster
-
-# On a CUDA device sums and exponentials may round otherwise in the last bits; on the processor nothing may differ.
-_CUDA_TOLERANCE = 1e-5
+from serving_app.runtimes import Runtime, RuntimeRefusedError, load_runtime
 
 
 class ModelRefusedError(Exception):
@@ -85,7 +78,7 @@ STAGES = ("features", "assemble", "predict", "wait")  # see the metric `mlplatfo
 class ModelHandle:
     """Ready to predict; thread-safe; never changed after it was made, so that an answer can't mix two versions."""
 
-    def __init__(self, ref: VersionRef, contract: ServingContract, booster: "Booster", device: str) -> None:
+    def __init__(self, ref: VersionRef, contract: ServingContract, runtime: Runtime, device: str) -> None:
         self.ref = ref
         self.contract = contract
         self.device = device
@@ -94,10 +87,9 @@ class ModelHandle:
         self.plan = FeaturePlan(contract)
         self.view_names = tuple(view.name for view in contract.views)
         self.stages = {stage: (ref.model, str(ref.version), stage) for stage in STAGES}
-        self._booster = booster
-        self._xgboost: Any = native_xgboost()
-        # Rows from host memory go to a CUDA device as one DMatrix.
-        self._dense = None if device.startswith("cuda") else DensePredictor(booster)
+        # The place of the prediction among an answer's quantiles; None for an answer of one number.
+        self.median = contract.median if contract.quantiles else None
+        self._runtime = runtime
 
     @property
     def name(self) -> str:
@@ -108,25 +100,16 @@ class ModelHandle:
         return self.ref.version
 
     def predict(self, matrix: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
-        """Probabilities, float32 of shape (rows,), bit-identical to `Booster.predict` on the same float32 features; NaN is missing."""
-        rows = np.ascontiguousarray(matrix, dtype=np.float32)
-        return self._by_dmatrix(rows) if self._dense is None else self._dense(rows)
+        """Probabilities, float32 of shape (rows,), or quantiles, (rows, levels), as the native runtime gives them for the same float32
+        features; NaN is missing."""
+        return self._runtime.predict(np.ascontiguousarray(matrix, dtype=np.float32))
 
-    def _by_dmatrix(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return np.asarray(self._booster.predict(self._dmatrix(rows)), dtype=np.float32)
-
-    def _dmatrix(self, rows: npt.NDArray[np.float32]) -> Any:
-        return self._xgboost.DMatrix(
-            rows, feature_names=self._booster.feature_names, feature_types=self._booster.feature_types, enable_categorical=True
-        )
-
-    def explain(self, matrix: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+    def explain(self, matrix: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32] | None:
         """What each feature adds to the margin (log-odds), float32 of shape (rows, features + 1): a row's sum is its margin, and the
         last column the model's expectation. TreeSHAP, path-dependent: S. Lundberg et al., "From local explanations to global
-        understanding with explainable AI for trees", Nature Machine Intelligence 2 (2020), algorithm 2.
+        understanding with explainable AI for trees", Nature Machine Intelligence 2 (2020), algorithm 2. None: not a model of trees.
         """
-        rows = np.ascontiguousarray(matrix, dtype=np.float32)
-        return np.asarray(self._booster.predict(self._dmatrix(rows), pred_contribs=True), dtype=np.float32)
+        return self._runtime.explain(np.ascontiguousarray(matrix, dtype=np.float32))
 
     def warm_up(self) -> None:
         """Runs the field examples and the recorded example features through; raises ModelRefusedError where an answer differs."""
@@ -137,16 +120,14 @@ class ModelHandle:
         if any(len(row) != len(self.contract.features) for row in examples):
             raise ModelRefusedError("examples", f"an example does not have the contract's {len(self.contract.features)} features")
         matrix = np.array([[np.nan if v is None else v for v in row] for row in examples], dtype=np.float64)
-        reference = self._by_dmatrix(matrix.astype(np.float32))
-        if self._dense is not None and not np.array_equal(self.predict(matrix), reference):
-            self._dense = None  # never seen with numeric features; a booster that needs the DMatrix gets it
+        self._runtime.settle(matrix.astype(np.float32))
         wanted = np.array(self.contract.example_predictions, dtype=np.float32)
         found = self.predict(matrix)
         if found.shape != wanted.shape:
-            raise ModelRefusedError("examples", f"a binary model answers one number per row, this one answered the shape {found.shape}")
-        same = np.array_equal(found, wanted) if self.device == "cpu" else np.allclose(found, wanted, rtol=0, atol=_CUDA_TOLERANCE)
-        if not same or not np.isfinite(found).all():
-            worst = int(np.nanargmax(np.abs(found - wanted))) if np.isfinite(found - wanted).any() else 0
+            raise ModelRefusedError("examples", f"the answers in training had the shape {wanted.shape}, these have {found.shape}")
+        if not (np.abs(found - wanted) <= self._runtime.tolerance).all() or not np.isfinite(found).all():
+            off = np.abs(found - wanted).reshape(len(found), -1).max(axis=1)
+            worst = int(np.nanargmax(off)) if np.isfinite(off).any() else 0
             raise ModelRefusedError("examples", f"example {worst} was {wanted[worst]!r} in training and is {found[worst]!r} here")
 
     def _try_field_examples(self) -> None:
@@ -166,19 +147,12 @@ def load_model(ref: VersionRef, folder: Path, device: str, threads: int) -> Mode
     contract = read_contract((folder / CONTRACT_FILE).read_bytes(), ref.model)
     raw = (folder / contract.model_file).read_bytes()
     verify_model(contract, raw)
-    xgboost = native_xgboost()
     try:
-        booster = xgboost.Booster(model_file=bytearray(raw))
-    except xgboost.core.XGBoostError as error:
-        raise ModelRefusedError("load", f"XGBoost does not read {contract.model_file}: {str(error).splitlines()[0]}") from error
-    booster.set_param({"device": device, "nthread": threads})
-    names = tuple(f.name for f in contract.features)
-    if booster.num_features() != len(names) or (booster.feature_names is not None and tuple(booster.feature_names) != names):
-        raise ModelRefusedError(
-            "features", f"the booster's {booster.num_features()} features are not the contract's {len(names)} in their order"
-        )
+        runtime = load_runtime(contract, raw, device, threads)
+    except RuntimeRefusedError as error:
+        raise ModelRefusedError(error.step, str(error)) from error
     try:
-        handle = ModelHandle(ref, contract, booster, device)
+        handle = ModelHandle(ref, contract, runtime, device)
     except FunctionRefusedError as error:
         raise ModelRefusedError("functions", str(error)) from error
     except (PlanError, FieldFaultError, KeyError, ValueError) as error:

@@ -89,11 +89,16 @@ def _for_model(operation: dict[str, Any], contract: ServingContract, content: di
     generic = operation["requestBody"]["content"]
     return operation | {
         "summary": f"{operation['summary']}: {contract.model}",
-        "description": f"{contract.description}\n\n{operation.get('description', '')}",
+        "description": "\n\n".join(text for text in (contract.description, _answers(contract), operation.get("description", "")) if text),
         "operationId": f"{operation['operationId']}_{contract.model}",
         "parameters": [p for p in operation.get("parameters", []) if p["name"] != "model"],
         "requestBody": {"required": True, "content": {kind: told | content.get(kind, {}) for kind, told in generic.items()}},
     }
+
+
+def _answers(contract: ServingContract) -> str:
+    names = contract.quantile_names
+    return f"It answers the quantiles {', '.join(names)}; `prediction` is {names[contract.median]}." if names else ""
 
 
 def _predict_body(contract: ServingContract, rows_limit: int) -> dict[str, Any]:

@@ -206,8 +206,10 @@ def answer_body(answer: Answer, request_id: str, more: Sequence[Mapping[str, Any
     threshold = handle.contract.threshold
     before = b'{"request_id":"%b",' % request_id.encode()
     after = b',"model_version":%d,"variant":%b' % (handle.version, orjson.dumps(answer.choice.variant))
-    rows: list[bytes] = []
-    for row, text in zip(answer.rows, answer.texts, strict=True):
+    texts, rows = answer.texts, list[bytes]()
+    if names := handle.contract.quantile_names:  # by name here, by place in the log
+        texts = [orjson.dumps({**row, "quantiles": dict(zip(names, row["quantiles"], strict=True))}) for row in answer.rows]
+    for row, text in zip(answer.rows, texts, strict=True):
         decision = b"null" if threshold is None else b"true" if row["prediction"] >= threshold else b"false"
         rows.append(b'%b%b,"decision":%b%b' % (before, text[1:-1], decision, after))
     if more is not None:

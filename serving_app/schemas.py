@@ -24,7 +24,8 @@ class Explanation(BaseModel):
 class Prediction(BaseModel):
     request_id: str = Field(description="Identifies this request in logs and in the prediction log")
     input_index: int = Field(description="Position of the input in the request")
-    prediction: float = Field(description="Probability of the positive class")
+    prediction: float = Field(description="Probability of the positive class; the median, where the model answers quantiles")
+    quantiles: dict[str, float] | None = Field(None, description="Where the model answers quantiles: each by its name, as `p10`")
     decision: bool | None = Field(description="Whether the prediction reaches the model's threshold; null where it declares none")
     model_version: int
     variant: str = Field(description="Which of the versions that share the traffic answered")
@@ -150,6 +151,7 @@ class ServedVersion(BaseModel):
 
 class ModelDetail(ModelSummary):
     threshold: float | None
+    quantiles: list[str] = Field(description="The quantiles in an answer, by name; empty: it is a probability")
     input_schema: dict[str, Any] = Field(description="JSON Schema of one input")
     example: dict[str, Any] = Field(description="A request body that works")
     features: list[str] = Field(description="The model's inputs in their order")

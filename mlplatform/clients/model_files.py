@@ -4,6 +4,7 @@ Belongs here: writing the folder of a logged model, and its hash. Does not belon
 """
 
 import hashlib
+import shutil
 import warnings
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -30,6 +31,35 @@ def write(folder: Path, contract: ServingContract, files: Path, run_id: str, mod
 
     Raises RegistryError for a framework nobody taught it, CorruptModelError where the written file is not the contract's.
     """
+    if contract.framework == "torch":
+        _write_torch(folder, contract, files, run_id, model_id)
+    elif contract.framework == "xgboost":
+        _write_xgboost(folder, contract, files, run_id, model_id)
+    else:
+        raise RegistryError(f"no way to log a model of framework '{contract.framework}' is known")
+    verify((folder / contract.model_file).read_bytes(), contract)
+    _refuse_pickle(folder)
+
+
+def _write_torch(folder: Path, contract: ServingContract, files: Path, run_id: str, model_id: str) -> None:
+    """The folder as it is, with MLflow's description of it and no flavour: MLflow's own for torch would unpickle to load it."""
+    folder.mkdir(parents=True)
+    for path in sorted(files.iterdir()):
+        shutil.copyfile(path, folder / path.name)
+    described = Model(run_id=run_id, model_id=model_id, signature=_signature(contract))
+    described.add_flavor("mlplatform", framework=contract.framework, model_file=contract.model_file)
+    described.save(str(folder / "MLmodel"))
+
+
+def _signature(contract: ServingContract) -> ModelSignature:
+    answers = contract.quantile_names or ("probability",)
+    return ModelSignature(
+        inputs=Schema([ColSpec("double", f.name, required=False) for f in contract.features]),
+        outputs=Schema([ColSpec("double", name) for name in answers]),
+    )
+
+
+def _write_xgboost(folder: Path, contract: ServingContract, files: Path, run_id: str, model_id: str) -> None:
     # Here, not at the top: the flavour's import takes another second, and reading the registry does not need it.
     with warnings.catch_warnings():
         # MLflow warns about its own type hints while it is imported.
@@ -38,25 +68,17 @@ def write(folder: Path, contract: ServingContract, files: Path, run_id: str, mod
     import mlflow.xgboost
     import xgboost
 
-    if contract.framework != "xgboost":
-        raise RegistryError(f"no way to log a model of framework '{contract.framework}' is known")
     booster = xgboost.Booster()
     booster.load_model(files / contract.model_file)
-    signature = ModelSignature(
-        inputs=Schema([ColSpec("double", f.name, required=False) for f in contract.features]),
-        outputs=Schema([ColSpec("double", "probability")]),
-    )
     # Signature and requirements given: MLflow would otherwise spend seconds inferring them in a subprocess.
     mlflow.xgboost.save_model(
         booster,
         str(folder),
         mlflow_model=Model(run_id=run_id, model_id=model_id),
-        signature=signature,
+        signature=_signature(contract),
         pip_requirements=[f"xgboost=={xgboost.__version__}", f"numpy=={installed_version('numpy')}"],
         model_format="ubj",
     )
-    verify((folder / contract.model_file).read_bytes(), contract)
-    _refuse_pickle(folder)
 
 
 def verify(content: bytes, contract: ServingContract) -> None:

@@ -31,6 +31,13 @@ def constant(train: pl.DataFrame, rows: int) -> Floats:
     return np.full(rows, float(train[LABEL].cast(pl.Float64).to_numpy().mean()))
 
 
+def constant_quantiles(train: pl.DataFrame, rows: int, levels: Sequence[float]) -> Floats:
+    """The training labels' quantiles at `levels`, (rows, levels). Raises ValueError without a training row."""
+    if train.is_empty():
+        raise ValueError("no training rows to take quantiles from")
+    return np.tile(np.quantile(train[LABEL].cast(pl.Float64).to_numpy(), levels), (rows, 1))
+
+
 def logistic(train: pl.DataFrame, test: pl.DataFrame, numeric: Sequence[str], categorical: Sequence[str] = (), seed: int = 0) -> Floats:
     """L2 logistic regression on standardised features, medians in place of missing values, categories one-hot.
 

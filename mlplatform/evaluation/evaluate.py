@@ -6,12 +6,12 @@ Belongs here: putting the room's pieces together. Does not belong here: loading 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike
 
 from mlplatform.evaluation.gates import judge, judge_against_champion
-from mlplatform.evaluation.metrics import score
-from mlplatform.evaluation.slices import slice_metrics
+from mlplatform.evaluation.measures import scorer, slices_of
 from mlplatform.records import Evaluation
 from mlplatform.specs import ModelSpec
 
@@ -35,14 +35,18 @@ def evaluate(
 ) -> Evaluation:
     """The evaluation of `version` on the test rows.
 
-    `y`, `p`: labels and predictions, shape (n,); `frame`: n rows with the spec's slice columns; `baselines`: predictions
+    `y`, `p`: labels (n,) and answers, shape (n,) or (n, quantiles); `frame`: n rows with the spec's slice columns; `baselines`: predictions
     for the same rows by name. Raises ValueError for no rows, or predictions of another length.
     """
-    metrics = score(y, p, spec.cost)
+    measure = scorer(spec)
+    labels = np.asarray(y)
+    metrics = dict(measure(labels, np.asarray(p)))
     if metrics["rows"] == 0:
         raise ValueError(f"no test rows to evaluate {spec.name} version {version} on")
     # The champion's own version needs no second scoring: it is compared with itself.
-    rival = None if champion is None else metrics if champion.version == version else score(y, champion.predictions, spec.cost)
+    rival = (
+        None if champion is None else metrics if champion.version == version else dict(measure(labels, np.asarray(champion.predictions)))
+    )
     champion_version = None if champion is None else champion.version
     gates = judge(spec.gates, metrics)
     gates += (judge_against_champion(spec.champion_gate, version, metrics, champion_version, rival),)
@@ -51,9 +55,9 @@ def evaluate(
         version=version,
         rows=int(metrics["rows"]),
         metrics=metrics,
-        baselines={name: score(y, predictions, spec.cost) for name, predictions in (baselines or {}).items()},
+        baselines={name: measure(labels, np.asarray(predictions)) for name, predictions in (baselines or {}).items()},
         champion_version=champion_version,
         champion_metrics=rival,
-        slices=slice_metrics(y, p, frame, spec.slices),
+        slices=slices_of(spec, labels, p, frame),
         gates=gates,
     )

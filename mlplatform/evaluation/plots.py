@@ -69,15 +69,15 @@ def slice_bars(slices: Sequence[Mapping[str, Any]], column: str, overall_auc: fl
     figure.clear()
     left, right = figure.subplots(1, 2, sharey=True)
     at = np.arange(len(rows))[::-1]
-    rate = _column(rows, "base_rate")
-    interval = np.maximum(0, np.stack([rate - _column(rows, "base_rate_low"), _column(rows, "base_rate_high") - rate]))
+    rate = column_of(rows, "base_rate")
+    interval = np.maximum(0, np.stack([rate - column_of(rows, "base_rate_low"), column_of(rows, "base_rate_high") - rate]))
     left.barh(at, rate, xerr=interval, color=BLUE, alpha=0.6, label="observed")
-    left.scatter(_column(rows, "mean_prediction"), at, color=ORANGE, marker="D", s=14, zorder=3, label="mean prediction")
-    left.set_yticks(at, [_label(s) for s in rows], fontsize=7)
+    left.scatter(column_of(rows, "mean_prediction"), at, color=ORANGE, marker="D", s=14, zorder=3, label="mean prediction")
+    left.set_yticks(at, [slice_label(s) for s in rows], fontsize=7)
     left.legend(fontsize=7, loc="lower left", framealpha=0.9)
     left.set_title(f"Rate by {column}", fontsize=9)
-    area = _column(rows, "auc")
-    spread = np.maximum(0, np.stack([area - _column(rows, "auc_low"), _column(rows, "auc_high") - area]))
+    area = column_of(rows, "auc")
+    spread = np.maximum(0, np.stack([area - column_of(rows, "auc_low"), column_of(rows, "auc_high") - area]))
     right.errorbar(area, at, xerr=spread, color=GREEN, fmt="o", markersize=4, capsize=2)
     right.axvline(overall_auc, color=GREY, linestyle="--", linewidth=1)
     right.set_title(f"AUC by {column} (dashed: all rows)", fontsize=9)
@@ -145,11 +145,11 @@ def comparison(evaluation: Evaluation, metrics: Sequence[str] = ("auc", "log_los
     return png(figure)
 
 
-def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+def column_of(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     return np.array([np.nan if s[name] is None else s[name] for s in rows], dtype=np.float64)
 
 
-def _label(entry: Mapping[str, Any]) -> str:
+def slice_label(entry: Mapping[str, Any]) -> str:
     value = "(missing)" if entry["value"] is None else str(entry["value"])
     pooled = f" {entry['pooled']} values" if entry["pooled"] else ""
     return f"{value}{pooled} ({entry['rows']:,}{', small' if entry['small'] else ''})"

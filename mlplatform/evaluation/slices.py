@@ -3,14 +3,17 @@
 Belongs here: cutting test rows into slices and scoring each. Does not belong here: judging the result.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 from numpy.typing import ArrayLike
 
 from mlplatform.evaluation.metrics import auc_interval, checked, ece, log_loss, wilson
+from mlplatform.evaluation.quantile_metrics import checked as checked_quantiles
+from mlplatform.evaluation.quantile_metrics import score_quantiles
 
 SMALL_ROWS = 200
 MAX_VALUES = 40
@@ -28,11 +31,40 @@ def slice_metrics(
     Raises ValueError where the frame has another number of rows, or lacks a column.
     """
     labels, predictions = checked(y, p)
-    if frame.height != len(labels):
-        raise ValueError(f"{frame.height} rows of slice columns for {len(labels)} predictions")
+    return tuple(
+        _named(column, value, pooled, rows, small_rows, _binary_numbers(labels[rows], predictions[rows]))
+        for column, value, pooled, rows in _cut(frame, columns, len(labels), max_values)
+    )
+
+
+def quantile_slices(
+    y: ArrayLike,
+    q: ArrayLike,
+    levels: Sequence[float],
+    frame: pl.DataFrame,
+    columns: Sequence[str],
+    small_rows: int = SMALL_ROWS,
+    max_values: int = MAX_VALUES,
+) -> tuple[Mapping[str, Any], ...]:
+    """As `slice_metrics`, for quantiles (n, levels) of a label that is a number: mean_label, mean_prediction, mae with mae_low and
+    _high, pinball, coverage with coverage_low and _high, width."""
+    labels, quantiles = checked_quantiles(y, q, levels)
+    names = ("mean_label", "mean_prediction", "mae", "mae_low", "mae_high", "pinball", "coverage", "coverage_low", "coverage_high", "width")
+    found = []
+    for column, value, pooled, rows in _cut(frame, columns, len(labels), max_values):
+        metrics = score_quantiles(labels[rows], quantiles[rows], levels)
+        found.append(_named(column, value, pooled, rows, small_rows, {name: metrics[name] for name in names}))
+    return tuple(found)
+
+
+def _cut(
+    frame: pl.DataFrame, columns: Sequence[str], expected: int, max_values: int
+) -> Iterator[tuple[str, str | None, int, npt.NDArray[Any]]]:
+    """(column, value, rare values pooled in it, its rows' places) of each slice."""
+    if frame.height != expected:
+        raise ValueError(f"{frame.height} rows of slice columns for {expected} predictions")
     if missing := set(columns) - set(frame.columns):
         raise ValueError(f"slice columns missing from the test rows: {sorted(missing)}")
-    found: list[Mapping[str, Any]] = []
     for column in columns:
         groups = (
             frame.select(pl.col(column).cast(pl.String).alias("value"))
@@ -43,20 +75,23 @@ def slice_metrics(
         )
         kept = max_values if groups.height <= max_values else max_values - 1
         for value, rows in groups.head(kept).iter_rows():
-            found.append(_slice(column, value, 0, labels, predictions, np.asarray(rows), small_rows))
+            yield column, value, 0, np.asarray(rows)
         if rest := groups.slice(kept).height:
-            rows = groups.slice(kept)["row"].explode().to_numpy()
-            found.append(_slice(column, "(other)", rest, labels, predictions, rows, small_rows))
-    return tuple(found)
+            yield column, "(other)", rest, groups.slice(kept)["row"].explode().to_numpy()
 
 
-def _slice(
-    column: str, value: str | None, pooled: int, labels: np.ndarray, predictions: np.ndarray, rows: np.ndarray, small_rows: int
+def _named(
+    column: str, value: str | None, pooled: int, rows: npt.NDArray[Any], small_rows: int, numbers: Mapping[str, float]
 ) -> Mapping[str, Any]:
-    y, p = labels[rows], predictions[rows]
+    return {"column": column, "value": value, "pooled": pooled, "rows": len(rows), "small": len(rows) < small_rows} | {
+        name: float(number) if np.isfinite(number) else None for name, number in numbers.items()
+    }
+
+
+def _binary_numbers(y: np.ndarray, p: np.ndarray) -> dict[str, float]:
     low, high = wilson(y.sum(), len(y))
     area, area_low, area_high = auc_interval(y, p)
-    numbers = {
+    return {
         "base_rate": y.mean(),
         "base_rate_low": low,
         "base_rate_high": high,
@@ -66,7 +101,4 @@ def _slice(
         "auc_high": area_high,
         "log_loss": log_loss(y, p),
         "ece": ece(y, p),
-    }
-    return {"column": column, "value": value, "pooled": pooled, "rows": len(y), "small": len(y) < small_rows} | {
-        name: float(number) if np.isfinite(number) else None for name, number in numbers.items()
     }

@@ -5,7 +5,7 @@ Belongs here: the order of the story. Does not belong here: services (`profile`)
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -31,7 +31,7 @@ MONITOR_EVERY = timedelta(hours=12)
 AFTERMATH = timedelta(hours=12)
 
 
-def run_demo(home: Path, days: int = 2, keep: bool = False, trials: int | None = None) -> int:
+def run_demo(home: Path, days: int = 2, keep: bool = False, trials: int | None = None, all_models: bool = False) -> int:
     """Runs the demo under `home` and prints its story. Returns 0 only if every stage did its work."""
     refuse_to_reset(home.absolute())
     report = Report(home, "[bold]mlplatform demo[/bold]: every flight out of New York in 2013, from source systems to a drift report")
@@ -40,6 +40,7 @@ def run_demo(home: Path, days: int = 2, keep: bool = False, trials: int | None =
         with LocalPlatform(home=_fresh(home, report)) as platform:
             report.started(platform)
             demo = Demo.open(platform, report, trials)
+            demo.all_models = all_models
             warm_up.settle()
             demo.build()
             demo.replay(START, START + timedelta(days=days))
@@ -73,6 +74,18 @@ class Demo:
     model: "ModelSpec"
     plans: "Mapping[str, ViewPlan]"
     tally: "Tally"
+    all_models: bool = False
+
+    @property
+    def trained(self) -> list[str]:
+        """The models the story trains: the one whose days are replayed, or all."""
+        return [m.name for m in self.catalog.models] if self.all_models else [self.model.name]
+
+    @property
+    def _beside(self) -> tuple[str, ...]:
+        """Trained models that can be asked the same questions, because they ask for the same fields."""
+        others = (m for m in self.catalog.models if m.name != self.model.name and m.request_fields == self.model.request_fields)
+        return tuple(m.name for m in others if m.name in self.trained)
 
     @classmethod
     def open(cls, platform: LocalPlatform, report: Report, trials: int | None, catalog: "Catalog | None" = None) -> "Demo":
@@ -104,8 +117,8 @@ class Demo:
         run = self.runner.run
         for stages in (("training_set", "tuning", "model"), ("evaluation",), ("deployment",)):
             name = "training" if len(stages) > 1 else stages[0]
-            with self.stage(name, *stages) as step:
-                run(self.runner.keys(*stages), on_step=step)
+            with self.stage(name, *stages, names=self.trained) as step:
+                run(self.runner.keys(*stages, names=self.trained), on_step=step)
         with self.stage("serving"):
             self.platform.start_serving()
             self._await_model()
@@ -140,7 +153,9 @@ class Demo:
         from mlplatform.local.replay import Replay
 
         with PredictionClient(self.clients.settings.serving_url) as client:
-            replay = Replay(self.platform, self.runner, self.clients, self.catalog, self.model, self.plans, client, self.tally)
+            replay = Replay(
+                self.platform, self.runner, self.clients, self.catalog, self.model, self.plans, client, self.tally, self._beside
+            )
             with self.report.replay(start, end + aftermath) as progress:
                 replay.run(start, end, aftermath, TICK, MONITOR_EVERY, progress)
         for stage, seconds in replay.seconds.items():
@@ -154,6 +169,23 @@ class Demo:
             seconds = self.report.seconds_of(row.stage)
             self.report.add(StageRow(row.stage, row.assets, row.rows_in, row.rows_out, row.quarantined, seconds, row.fault))
         self._tell_quality()
+        for name in self._beside:
+            self._tell_beside(name)
+
+    def _tell_beside(self, name: str) -> None:
+        """What there is to say of a model that was asked the same; it has no rows of its own in the table."""
+        from mlplatform.contracts import EVALUATION_TAG, PRODUCTION
+        from mlplatform.orchestration.summaries import newest_summary
+        from mlplatform.records import PerformanceSummary, SkewSummary
+
+        version = self.clients.registry.by_alias(name, PRODUCTION)
+        tested = json.loads(version.tags.get(EVALUATION_TAG, "{}")) if version else {}
+        self.report.fact(name, f"version {version.version}, on test rows: {_metrics(tested)}" if version else "no version serves")
+        if (served := newest_summary(self.clients, "performance", name, PerformanceSummary)) is not None:
+            told = f"{served.predictions} predictions, {served.outcomes} outcomes known so far: {_metrics(served.metrics)}"
+            self.report.fact(f"{name}, served", told)
+        if (skew := newest_summary(self.clients, "skew", name, SkewSummary)) is not None:
+            self.report.fact(f"{name}, skew", f"{skew.mismatched:,} of {skew.compared:,} compared")
 
     def _tell_quality(self) -> None:
         from mlplatform.contracts import EVALUATION_TAG, PRODUCTION
@@ -183,15 +215,14 @@ class Demo:
                 )
 
     @contextmanager
-    def stage(self, name: str, *prefixes: str) -> Iterator["StepCounter"]:
-        with self.report.stage(name, len(self.runner.keys(*prefixes)) if prefixes else 0) as counter:
+    def stage(self, name: str, *prefixes: str, names: Iterable[str] | None = None) -> Iterator["StepCounter"]:
+        with self.report.stage(name, len(self.runner.keys(*prefixes, names=names)) if prefixes else 0) as counter:
             yield counter
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:
-    shown = [
-        f"{label} {metrics[name]:.3f}" for name, label in (("auc", "AUC"), ("log_loss", "log loss"), ("ece", "ECE")) if name in metrics
-    ]
+    labels = {"auc": "AUC", "log_loss": "log loss", "ece": "ECE", "pinball_p50": "P50 pinball", "mae": "MAE", "coverage": "coverage"}
+    shown = [f"{label} {metrics[name]:.3f}" for name, label in labels.items() if name in metrics]
     if "saving" in metrics:
         shown.append(f"saves {metrics['saving']:.1%} of the best constant policy's cost")
     return ", ".join(shown)

@@ -52,6 +52,7 @@ class Replay:
     plans: "Mapping[str, ViewPlan]"
     client: PredictionClient
     tally: Tally
+    beside: tuple[str, ...] = ()  # models that are asked the same questions
     seconds: dict[str, float] = field(default_factory=dict)
     # The first earlier day that got late rows and was not split again yet, by source.
     _late: dict[str, date] = field(default_factory=dict, init=False)
@@ -131,21 +132,21 @@ class Replay:
     def _ask(self, schedule: Schedule, start: datetime, end: datetime) -> None:
         with self._timed("serving"):
             questions = schedule.questions(start, end)
-            ask(self.client, self.model.name, questions, self.platform.clock, self.tally)
+            ask(self.client, self.model.name, questions, self.platform.clock, self.tally, self.beside)
 
     def monitor(self, *, drift: bool) -> None:
         """Drains the log, joins outcomes, reports performance; drift and skew too where asked for."""
         stages = ["predictions", "outcomes", "performance", *(["data_drift", "prediction_drift"] if drift else [])]
-        self._run(self.runner.keys(*stages, names=[self.model.name]), None)
+        self._run(self.runner.keys(*stages, names=[self.model.name, *self.beside]), None)
         if drift:
             self._prove()
 
     def _prove(self) -> None:
         """Measures skew. A proof that fails leaves its summary, and the closing table tells of it; the demo goes on to that."""
         try:
-            self._run(self.runner.keys("skew", names=[self.model.name]), None)
+            self._run(self.runner.keys("skew", names=[self.model.name, *self.beside]), None)
         except RunFailedError:
-            if newest_summary(self.clients, "skew", self.model.name, SkewSummary) is None:
+            if any(newest_summary(self.clients, "skew", name, SkewSummary) is None for name in (self.model.name, *self.beside)):
                 raise
 
     def _timed(self, stage: str) -> "_Timer":

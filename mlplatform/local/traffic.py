@@ -65,8 +65,11 @@ def _question(flight: Mapping[str, Any]) -> Question:
     return Question(datetime.fromisoformat(flight["scheduled_departure"]) - HORIZON, {name: flight[name] for name in fields})
 
 
-def ask(client: PredictionClient, model: str, questions: Sequence[Question], clock: SimulatedClock, tally: Tally) -> None:
-    """Asks each question in a request of its own, the simulated clock put to its T. A request that fails is not counted as answered."""
+def ask(
+    client: PredictionClient, model: str, questions: Sequence[Question], clock: SimulatedClock, tally: Tally, beside: Sequence[str] = ()
+) -> None:
+    """Asks each question in a request of its own, the simulated clock put to its T. A request that fails is not counted as answered.
+    The models `beside` are asked the same, and not counted."""
     for question in questions:
         clock.set(question.at)
         tally.asked += 1
@@ -76,6 +79,8 @@ def ask(client: PredictionClient, model: str, questions: Sequence[Question], clo
         tally.request_ids.add(prediction.request_id)
         tally.imputed += bool(prediction.imputed)
         tally.total_prediction += prediction.prediction
+        for other in beside:
+            client.predict(other, [dict(question.inputs)])
 
 
 def between(start: datetime, end: datetime, step: timedelta) -> Iterator[datetime]:

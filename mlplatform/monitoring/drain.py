@@ -59,6 +59,7 @@ PREDICTIONS = pl.Schema(
         "shortfalls": pl.List(pl.Struct({"view": pl.String, "reason": pl.String})),
         "given": pl.List(pl.String),
         "code_version": pl.String,
+        "quantiles": pl.List(pl.Float64),
     }
 )
 SET_ASIDE = pl.Schema({"stream_id": pl.String, "received_at": UTC_US, "event_date": pl.Date, "payload": pl.String, "error": pl.String})
@@ -224,8 +225,9 @@ def _row(entry: Entry, model: str, fields: Sequence[RequestField], prediction_ra
     if record.model != model:
         raise ValueError(f"a record of model '{record.model}' in the log of '{model}'")
     low, high = prediction_range
-    if not (isfinite(record.prediction) and low <= record.prediction <= high):
-        raise ValueError(f"prediction {record.prediction} is not between {low} and {high}")
+    for answer in (record.prediction, *(record.quantiles or ())):
+        if not (isfinite(answer) and low <= answer <= high):
+            raise ValueError(f"prediction {answer} is not between {low} and {high}")
     requested_at = _timestamp(record.requested_at)
     for number in (record.version, record.input_index):
         _int64(number)

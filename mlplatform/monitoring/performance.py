@@ -50,11 +50,16 @@ def performance_plot(summary: PerformanceSummary) -> bytes:
     FigureCanvasAgg(figure)
     rate, loss, counts = figure.subplots(3, 1, sharex=True)
     days = [np.datetime64(entry["day"]) for entry in summary.by_day]
-    series = {name: _series(summary, name) for name in ("base_rate", "mean_prediction", "log_loss", "outcomes", "missing", "pending")}
-    rate.plot(days, series["base_rate"], color=BLUE, marker="o", markersize=3, label="observed rate")
+    # A number's mean and pinball loss where the label is one; the rate and log loss of a binary label.
+    number = any("mean_label" in entry for entry in summary.by_day)
+    observed, lost = ("mean_label", "pinball") if number else ("base_rate", "log_loss")
+    series = {name: _series(summary, name) for name in (observed, "mean_prediction", lost, "outcomes", "missing", "pending")}
+    rate.plot(days, series[observed], color=BLUE, marker="o", markersize=3, label="observed mean" if number else "observed rate")
     rate.plot(days, series["mean_prediction"], color=ORANGE, marker="s", markersize=3, label="mean prediction")
-    rate.set(ylim=(0, 1), title="Predicted and observed")
-    loss.plot(days, series["log_loss"], color=GREEN, marker="o", markersize=3, label="log loss")
+    rate.set_title("Predicted and observed")
+    if not number:
+        rate.set_ylim(0, 1)
+    loss.plot(days, series[lost], color=GREEN, marker="o", markersize=3, label=lost.replace("_", " "))
     bottom = np.zeros(len(days))
     for name, colour in (("outcomes", BLUE), ("pending", GREY), ("missing", ORANGE)):
         counts.bar(days, series[name], bottom=bottom, color=colour, alpha=0.7, label=name)
@@ -92,7 +97,14 @@ def _day(rows: pl.DataFrame, score: Score) -> dict[str, Any]:
 
 
 def _scored(known: pl.DataFrame, score: Score) -> dict[str, float]:
-    return {name: float(value) for name, value in score(known["label"].to_numpy(), known["prediction"].to_numpy()).items()}
+    return {name: float(value) for name, value in score(known["label"].to_numpy(), answers_of(known)).items()}
+
+
+def answers_of(rows: pl.DataFrame) -> np.ndarray:
+    """What was answered: quantiles (n, levels) where the rows have them, else the predictions (n,)."""
+    if "quantiles" not in rows.columns or rows["quantiles"].null_count() == rows.height:
+        return np.asarray(rows["prediction"].to_numpy())
+    return np.array(rows["quantiles"].to_list(), dtype=np.float64)
 
 
 def _series(summary: PerformanceSummary, name: str) -> np.ndarray:

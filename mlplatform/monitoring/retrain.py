@@ -16,7 +16,7 @@ from mlplatform.specs import RetrainPolicy
 MAX_IN_VAIN = 3
 
 # Metrics that get better as they fall; every other one gets better as it rises.
-LOWER_IS_BETTER = frozenset({"log_loss", "brier", "ece", "cost_per_row"})
+LOWER_IS_BETTER = frozenset({"log_loss", "brier", "ece", "cost_per_row", "pinball", "pinball_p50", "mae", "calibration_error"})
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def compare(logged: Logged, truth: Truth) -> tuple[Judged, ...]:
         found.append(requests.judge_function(function, truth.functions[function.path], given, outputs, matrix[:, list(taken)]))
     found += requests.judge_fields(contract, logged.inputs, matrix, logged.given)
     if truth.predict is not None:
-        found.append(requests.judge_predictions(truth.predict, matrix, logged.predictions["prediction"].to_numpy()))
+        found.append(requests.judge_predictions(truth.predict, matrix, logged.predictions["prediction"].to_numpy(), contract.tolerance))
     return tuple(found)
 
 

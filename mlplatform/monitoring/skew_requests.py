@@ -87,11 +87,11 @@ def judge_fields(
     return tuple(found)
 
 
-def judge_predictions(predict: Callable[[Floats], Floats], features: Floats, answered: Floats) -> Judged:
-    """The model's answers for the logged features, (n, features), beside the logged ones, (n,)."""
+def judge_predictions(predict: Callable[[Floats], Floats], features: Floats, answered: Floats, tolerance: float = 0.0) -> Judged:
+    """The model's answers for the logged features, (n, features), beside the logged ones, (n,); `tolerance` as its contract has it."""
     expected = predict(features)
     fault = faults_of(len(answered))
-    fault[~(np.abs(expected - answered) <= PREDICTION_TOLERANCE)] = "prediction_differs"
+    fault[~(np.abs(expected - answered) <= max(PREDICTION_TOLERANCE, tolerance))] = "prediction_differs"
     return Judged("prediction", ("prediction",), fault, answered[:, None], expected[:, None])
 
 

@@ -35,7 +35,7 @@ def training_reference(clients: Clients, spec: ModelSpec, version: ModelVersion)
     with tempfile.TemporaryDirectory() as folder:
         scorer = load(clients.registry.download(version, Path(folder)), contract)
         matrix = scorer.inputs(data.frame)
-        predictions = scorer.predict(data.part("test"))
+        predictions = scorer.points(scorer.inputs(data.part("test")))
     names = [f.name for f in contract.features]
     frame = pl.DataFrame(matrix, schema=names).with_columns(pl.col(names).fill_nan(None))
     return Reference(frame, predictions, frozenset(f.name for f in contract.features if f.kind == "category"))

@@ -55,16 +55,21 @@ class Clients:
 
         return Registry(self.settings.mlflow_uri)
 
-    @cached_property
-    def device(self) -> str:
-        """Where to train: the setting, with `auto` meaning CUDA where there is a device and this XGBoost can use it."""
+    def device_for(self, framework: str) -> str:
+        """Where to train: the setting, with `auto` meaning CUDA where there is a device and the installed framework can use it."""
         if self.settings.device != "auto":
             return self.settings.device
-        from xgboost import build_info
-
         from mlplatform.training.trainers.base import cuda_devices
 
-        return "cuda" if build_info()["USE_CUDA"] and cuda_devices() else "cpu"
+        if not cuda_devices():
+            return "cpu"
+        if framework == "torch":
+            import torch
+
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        from xgboost import build_info
+
+        return "cuda" if build_info()["USE_CUDA"] else "cpu"
 
     @cached_property
     def s3(self) -> "S3Resource":

@@ -44,11 +44,12 @@ def build_contract(
     trained: TrainedModel,
     saved: SavedModel,
     *,
-    framework: Literal["xgboost"],
+    framework: Literal["xgboost", "torch"],
     views: Sequence[ContractView],
     functions: Sequence[RequestFunction],
     training_set_hash: str,
     project: str,
+    tolerance: float = 0.0,
     examples: int = 16,
 ) -> ServingContract:
     """Everything the service must know of this version. Views no input comes from are left out.
@@ -79,7 +80,9 @@ def build_contract(
         threshold=spec.cost.threshold if spec.cost else None,
         training_set_hash=training_set_hash,
         example_features=tuple(tuple(json_number(v) for v in row) for row in rows),
-        example_predictions=tuple(float(p) for p in trained.fitted.predict(rows)),
+        example_predictions=answers_as_json(trained.fitted.predict(rows)),
+        quantiles=spec.quantiles,
+        tolerance=tolerance,
     )
 
 
@@ -93,6 +96,11 @@ def json_number(value: float) -> float | None:
     if math.isinf(value):
         raise ValueError("a feature is infinite")
     return None if math.isnan(value) else float(value)
+
+
+def answers_as_json(answers: np.ndarray) -> tuple[float | tuple[float, ...], ...]:
+    """Probabilities (n,) as numbers, quantiles (n, levels) as tuples of them."""
+    return tuple(tuple(row) if isinstance(row, list) else row for row in np.asarray(answers, dtype=np.float64).tolist())
 
 
 def from_json_numbers(rows: Sequence[Sequence[float | None]]) -> np.ndarray:

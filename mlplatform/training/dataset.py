@@ -76,13 +76,15 @@ def assemble(
     a missing value of the features they name, as they do when the model is served.
 
     Raises MisalignedFeaturesError where the two do not match, ValueError for missing columns, duplicate rows, a label
-    other than 0 and 1, or an empty part.
+    other than 0 and 1 (no finite number, where the task is not binary), or an empty part.
     """
     _check_rows(spec, rows)
     _check_alignment(spec, rows, features)
     numeric = _numeric(spec, rows, features, feature_names)
     frame = rows.drop(DAY, PART, strict=False).with_columns(_value(features[name], (defaults or {}).get(name)) for name in numeric)
     labelled = frame.filter(pl.col(LABEL).is_not_null()).with_columns(pl.col(TIME).dt.date().alias(DAY))
+    if spec.label_range is not None:
+        labelled = labelled.with_columns(pl.col(LABEL).clip(*spec.label_range))
     split = spec.split
     part = (
         pl.when(pl.col(DAY) < split.train_start)
@@ -155,7 +157,8 @@ def to_matrix(frame: pl.DataFrame, numeric: Sequence[str], categories: Mapping[s
     encoded += [encode_category(frame[name], values) for name, values in categories.items()]
     label = frame[LABEL].cast(pl.Float64).fill_null(np.nan).to_numpy() if LABEL in frame.columns else np.full(frame.height, np.nan)
     values = np.column_stack(encoded) if encoded else np.empty((frame.height, 0))
-    return Matrix(values, label, (*numeric, *categories), frozenset(categories))
+    sizes = {name: len(known) for name, known in categories.items()}
+    return Matrix(values, label, (*numeric, *categories), frozenset(categories), sizes)
 
 
 def encode_category(values: pl.Series, categories: Sequence[str]) -> Floats:
@@ -174,9 +177,10 @@ def _check_rows(spec: ModelSpec, rows: pl.DataFrame) -> None:
         raise ValueError(f"model {spec.name}: {duplicates} labelled rows repeat the key {spec.row_key}")
     if rows[TIME].null_count():
         raise ValueError(f"model {spec.name}: {rows[TIME].null_count()} labelled rows have no {TIME}")
-    other = rows.filter(pl.col(LABEL).is_not_null() & ~pl.col(LABEL).cast(pl.Float64).is_in([0.0, 1.0])).height
-    if other:
-        raise ValueError(f"model {spec.name}: {other} labels are neither 0 nor 1")
+    label = pl.col(LABEL).cast(pl.Float64)
+    usable = label.is_in([0.0, 1.0]) if spec.task == "binary" else label.is_finite()
+    if other := rows.filter(pl.col(LABEL).is_not_null() & ~usable).height:
+        raise ValueError(f"model {spec.name}: {other} labels are {'neither 0 nor 1' if spec.task == 'binary' else 'no finite numbers'}")
 
 
 def _check_alignment(spec: ModelSpec, rows: pl.DataFrame, features: pl.DataFrame) -> None:

@@ -5,14 +5,13 @@ Belongs here: which rows it takes and what it hands over. Does not belong here: 
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mlplatform.specs import ModelSpec
 from mlplatform.training.dataset import Dataset, to_matrix
-from mlplatform.training.trainers.base import Fitted, Floats, Matrix, Trainer
-from mlplatform.training.tuning import Resources
+from mlplatform.training.trainers.base import Fitted, Floats, Matrix, Resources, Target, Trainer
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class TrainedModel:
         return to_matrix(dataset.part(*parts), self.numeric, self.categories)
 
     def predict(self, dataset: Dataset, *parts: str) -> Floats:
-        """Probabilities of the rows of `parts`, in the order of `dataset.part(*parts)`."""
+        """The answers for the rows of `parts`, in the order of `dataset.part(*parts)`; shapes as `Fitted.predict` gives them."""
         return self.fitted.predict(self.matrix(dataset, *parts).values)
 
 
@@ -49,16 +48,31 @@ def fit(spec: ModelSpec, dataset: Dataset, trainer: Trainer, params: Mapping[str
     The same inputs give the same file, byte for byte.
     """
     use = resources or Resources()
-    settings: dict[str, Any] = {"seed": spec.seed, "device": use.device, "threads": use.threads}
+    metric = default_metric(spec)
+    settings: dict[str, Any] = {"seed": spec.seed, "target": target_of(spec), "metric": metric}
     known = dataset.categories()
     train, validate = (to_matrix(dataset.part(part), dataset.numeric, known) for part in ("train", "validate"))
-    stopped = trainer.fit(params, train, validate, **settings)
+    stopped = trainer.fit(params, train, validate, resources=within(use, "stopped"), **settings)
     if stopped.score is None:
         raise ValueError(f"trainer '{spec.trainer}' gave no score for its validation rows")
     categories = dataset.categories("train", "validate")
     both = to_matrix(dataset.part("train", "validate"), dataset.numeric, categories)
-    fitted = trainer.fit(params, both, None, rounds=stopped.rounds, **settings)
+    fitted = trainer.fit(params, both, None, rounds=stopped.rounds, resources=within(use, "final"), **settings)
     return TrainedModel(fitted, dataset.numeric, categories, stopped.curves, stopped.score)
+
+
+def target_of(spec: ModelSpec) -> Target:
+    return Target(spec.quantiles)
+
+
+def default_metric(spec: ModelSpec) -> str:
+    """What the final fit stops on: a proper score, whatever the study was judged by."""
+    return "pinball" if spec.quantiles else "log_loss"
+
+
+def within(resources: Resources, name: str) -> Resources:
+    """The same with the folder `name` in its folder, where it has one: two fits must not share what they resume from."""
+    return resources if resources.folder is None else replace(resources, folder=resources.folder / name)
 
 
 def save(fitted: Fitted, folder: Path) -> SavedModel:

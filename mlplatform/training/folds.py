@@ -56,7 +56,7 @@ def build(spec: ModelSpec, dataset: Dataset) -> list[Fold]:
         validate = to_matrix(rows.filter(pl.col(DAY) >= boundary), dataset.numeric, categories)
         for name, matrix in (("fits on", train), ("is judged on", validate)):
             if len(np.unique(matrix.label)) < 2:
-                raise ValueError(f"model {spec.name}: fold {number} {name} rows of one class only ({matrix.rows} rows until {end})")
+                raise ValueError(f"model {spec.name}: fold {number} {name} rows of one label only ({matrix.rows} rows until {end})")
         folds.append(Fold(split.train_start, boundary, end, train, validate))
     return folds
 

@@ -24,12 +24,12 @@ def learning_curves(curves: Mapping[str, Sequence[float]], kept_rounds: int) -> 
 
 
 def feature_importance(importances: Mapping[str, float], top: int = 25) -> bytes:
-    """The columns with the largest shares of the total gain, largest on top."""
+    """The columns with the largest shares, largest on top."""
     largest = sorted(importances.items(), key=lambda item: item[1])[-top:]
     figure = Figure(figsize=(7, 1.2 + 0.24 * len(largest)), layout="constrained")
     axes = figure.subplots()
     axes.barh([name for name, _ in largest], [share for _, share in largest])
-    axes.set(xlabel="share of total gain", title=f"Feature importance (top {len(largest)} of {len(importances)})")
+    axes.set(xlabel="share of the total", title=f"Feature importance (top {len(largest)} of {len(importances)})")
     return _png(figure)
 
 

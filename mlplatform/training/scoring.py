@@ -5,6 +5,7 @@ belong here: answering requests (the service does, from the same contract).
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ class Scorer:
     """A version's model and contract."""
 
     contract: ServingContract
-    _booster: object
+    _answer: Callable[[Floats], Floats]
 
     def inputs(self, frame: pl.DataFrame) -> Floats:
         """The contract's features of each row, (n, d) float64. Raises ValueError for columns the frame lacks."""
@@ -43,11 +44,39 @@ class Scorer:
         return np.column_stack(columns)
 
     def predict(self, frame: pl.DataFrame) -> Floats:
-        """Probabilities, shape (n,)."""
+        """Probabilities, shape (n,), or quantiles, (n, levels)."""
         return self.predict_matrix(self.inputs(frame))
 
     def predict_matrix(self, values: Floats) -> Floats:
-        return np.asarray(self._booster.inplace_predict(values, validate_features=False), dtype=np.float64)  # type: ignore[attr-defined]
+        return np.asarray(self._answer(values), dtype=np.float64)
+
+    def points(self, values: Floats) -> Floats:
+        """What stands as the prediction, shape (n,): the probability, or the median."""
+        answers = self.predict_matrix(values)
+        return answers if answers.ndim == 1 else answers[:, self.contract.median]
+
+
+def _xgboost(content: bytes) -> Callable[[Floats], Floats]:
+    import xgboost
+
+    booster = xgboost.Booster()
+    booster.load_model(bytearray(content))
+    return lambda values: booster.inplace_predict(values, validate_features=False)  # type: ignore[no-any-return]
+
+
+def _torch(content: bytes) -> Callable[[Floats], Floats]:
+    from mlplatform import networks
+
+    network = networks.from_bytes(content)
+
+    def answer(values: Floats) -> Floats:
+        with networks.with_threads(1):  # as in training
+            return networks.predict(network, values).astype(np.float64)
+
+    return answer
+
+
+_READERS: dict[str, Callable[[bytes], Callable[[Floats], Floats]]] = {"xgboost": _xgboost, "torch": _torch}
 
 
 def load(folder: Path, contract: ServingContract) -> Scorer:
@@ -55,16 +84,12 @@ def load(folder: Path, contract: ServingContract) -> Scorer:
 
     Raises ModelFileError where either differs.
     """
-    import xgboost
-
     content = (folder / contract.model_file).read_bytes()
     if hashlib.sha256(content).hexdigest() != contract.model_sha256:
         raise ModelFileError(f"{contract.model_file} of {contract.model} is not the file its contract names (SHA-256 differs)")
-    booster = xgboost.Booster()
-    booster.load_model(bytearray(content))
-    scorer = Scorer(contract, booster)
+    scorer = Scorer(contract, _READERS[contract.framework](content))
     if contract.example_features:
         answers = scorer.predict_matrix(from_json_numbers(contract.example_features))
-        if not np.allclose(answers, contract.example_predictions, rtol=0, atol=1e-6):
+        if not np.allclose(answers, contract.example_predictions, rtol=0, atol=max(1e-6, contract.tolerance)):
             raise ModelFileError(f"{contract.model} does not answer its examples as it did in training")
     return scorer

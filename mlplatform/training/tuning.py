@@ -15,11 +15,10 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -30,24 +29,17 @@ from mlplatform.records import TrialResult, TuningResult
 from mlplatform.specs import ModelSpec
 from mlplatform.training import folds
 from mlplatform.training.dataset import Dataset
-from mlplatform.training.trainers.base import METRICS, Trainer
+from mlplatform.training.fitting import target_of
+from mlplatform.training.trainers.base import METRICS, Resources, Trainer
+from mlplatform.training.trials import TrialTask, pruner_of, runner
 
 _FINISHED: Final = (TrialState.COMPLETE, TrialState.PRUNED)
 _OWNER: Final = "mlplatform.owner"
 # Below this many complete trials an importance is an accident.
 _TRIALS_FOR_IMPORTANCES: Final = 4
-_STEPS_PER_FOLD: Final = 100_000  # more than any trainer's rounds: the steps of two folds never meet
 
 # (the trial just finished, trials finished so far, trials wanted)
 OnTrial = Callable[[TrialResult, int, int], None]
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a fit may use."""
-
-    device: str = "cpu"
-    threads: int = 2
 
 
 def tune(
@@ -58,13 +50,16 @@ def tune(
     storage: str,
     training_set_hash: str,
     resources: Resources | None = None,
+    workers: int = 1,
     on_trial: OnTrial | None = None,
 ) -> TuningResult:
     """Searches until `spec.tuning.trials` trials are complete or pruned, earlier ones of the same study counted in.
 
-    `storage` is a journal file or a database URL. A trial's value is its folds' mean of `spec.tuning.metric` at the best
-    round. `timeout_s` ends the search between trials once one is complete. A trial that raises is recorded as failed and
-    its error goes on to the caller. Raises ValueError for a metric no trainer measures.
+    `storage` is a journal file or a database URL. A trial's value is its folds' mean of `spec.tuning.metric` at the best round.
+    `workers` trials run at once, in processes of their own; they are drawn together, and the next ones when all have ended, so that
+    the same seed and number of workers give the same study whichever ends first. `timeout_s` ends the search between trials once
+    one is complete. A trial that raises is recorded as failed and its error goes on to the caller. Raises ValueError for a metric
+    no trainer measures.
     """
     metric = spec.tuning.metric
     if metric not in METRICS:
@@ -78,26 +73,35 @@ def tune(
         storage=open_storage(storage),
         direction="maximize" if METRICS[metric] else "minimize",
         load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=60, interval_steps=10),
+        pruner=pruner_of(trainer),
     )
     _fail_stale_trials(study)
     owner = _owner()
     wanted = spec.tuning.trials
     deadline = None if spec.tuning.timeout_s is None else time.monotonic() + spec.tuning.timeout_s
-    while (done := len(_finished(study))) < wanted:
-        if deadline is not None and time.monotonic() > deadline and study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            break
-        trial = _ask(study, spec, trainer, done, wanted)
-        trial.set_user_attr(_OWNER, owner)
-        _run(study, trial, spec, trainer, parts, resources or Resources())
-        if on_trial is not None:
-            on_trial(_result(study.trials[trial.number]), done + 1, wanted)
+    # Every trial begins at the beginning: one that is drawn again reports all its rounds, so that it is pruned as it would have been.
+    task = TrialTask(trainer, tuple(parts), spec.seed, metric, target_of(spec), replace(resources or Resources(), folder=None))
+    with runner(study, storage, task, workers) as run:
+        while (done := len(_finished(study))) < wanted:
+            if deadline is not None and time.monotonic() > deadline and study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+                break
+            trials = [_ask(study, spec, trainer, done + ahead, wanted) for ahead in range(min(workers, wanted - done))]
+            for trial in trials:
+                trial.set_user_attr(_OWNER, owner)
+            for place, (trial, outcome) in enumerate(zip(trials, run(trials), strict=True)):
+                study.tell(trial, outcome.value, outcome.state)
+                if on_trial is not None and outcome.error is None:
+                    on_trial(_result(study.trials[trial.number]), done + place + 1, wanted)
+                if outcome.error is not None:
+                    for other in trials[place + 1 :]:
+                        study.tell(other, state=TrialState.FAIL)
+                    raise outcome.error
     best = study.best_trial
     return TuningResult(
         model=spec.name,
         study=name,
         metric=metric,
-        best_value=_value(best.value),
+        best_value=float(best.value),
         best_params={**trainer.default_params, **best.params},
         trials=tuple(_result(t) for t in study.trials),
         importances=_importances(study),
@@ -117,6 +121,7 @@ def study_name(spec: ModelSpec, trainer: Trainer, training_set_hash: str) -> str
         tuning.max_rows,
         spec.seed,
         spec.split.model_dump(mode="json"),
+        *spec.quantiles,
     ]
     return f"{spec.name}-{training_set_hash[:12]}-{hashlib.sha256(json.dumps(searched, sort_keys=True).encode()).hexdigest()[:8]}"
 
@@ -151,40 +156,6 @@ def _ask(study: optuna.Study, spec: ModelSpec, trainer: Trainer, done: int, want
     if done == 0 and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         study.enqueue_trial({name: trainer.default_params[name] for name in space})
     return study.ask(space)
-
-
-def _run(study: optuna.Study, trial: Trial, spec: ModelSpec, trainer: Trainer, parts: list[folds.Fold], resources: Resources) -> None:
-    scores: list[float] = []
-    state, value = TrialState.FAIL, None
-    try:
-        for number, fold in enumerate(parts):
-            fitted = trainer.fit(
-                trial.params,
-                fold.train,
-                fold.validate,
-                seed=spec.seed,
-                metric=spec.tuning.metric,
-                device=resources.device,
-                threads=resources.threads,
-                on_round=_reporter(trial, number * _STEPS_PER_FOLD),
-            )
-            scores.append(_value(fitted.score))
-        state, value = TrialState.COMPLETE, float(np.mean(scores))
-    except optuna.TrialPruned:
-        state = TrialState.PRUNED
-    finally:
-        study.tell(trial, value, state)
-
-
-def _reporter(trial: Trial, first_step: int) -> Callable[[int, float], None]:
-    def report(round_: int, value: float) -> None:
-        # Every tenth round: each report is a synchronous write to the shared storage.
-        if round_ % 10 == 0:
-            trial.report(value, first_step + round_)
-            if trial.should_prune():
-                raise optuna.TrialPruned
-
-    return report
 
 
 def _finished(study: optuna.Study) -> list[FrozenTrial]:
@@ -228,9 +199,3 @@ def _importances(study: optuna.Study) -> dict[str, float]:
 def _result(trial: FrozenTrial) -> TrialResult:
     value = trial.value if trial.state == TrialState.COMPLETE else None
     return TrialResult(trial.number, value, trial.state.name.lower(), dict(trial.params))
-
-
-def _value(value: float | None) -> float:
-    if value is None:
-        raise ValueError("a fit with validation rows gave no score")
-    return float(value)

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import xgboost as xgb
 
-from mlplatform.clients.model_files import CorruptModelError
+from mlplatform.clients.model_files import CorruptModelError, RegistryError
 from mlplatform.clients.registry import NewVersion, Registry, RegistryUnreachableError, UnknownModelError
 from mlplatform.contracts import CONTRACT_FILE, ContractFeature, ServingContract
 from mlplatform.records import TrainingManifest
@@ -272,3 +272,33 @@ def test_a_server_that_never_answers_is_named_after_the_time_limit():
 def _get(server: str, route: str, /, **query: str) -> bytes:
     with urllib.request.urlopen(f"{server}{route}?{urllib.parse.urlencode(query)}", timeout=10) as answer:
         return answer.read()
+
+
+def test_a_network_is_logged_as_data_with_its_export_beside_it_and_no_flavour_that_unpickles(store, tmp_path):
+    from mlplatform import networks
+
+    files = tmp_path / "files"
+    files.mkdir()
+    architecture = networks.Architecture(3, (), (0.1, 0.5, 0.9), width=8, depth=1, dropout=0.0)
+    content = networks.to_bytes(networks.TabularNetwork(architecture))
+    (files / "model.safetensors").write_bytes(content)
+    (files / "model.pt2").write_bytes(b"exported")
+    new = new_version(tmp_path / "other", "network")
+    changes = {"framework": "torch", "task": "quantiles", "quantiles": architecture.quantiles, "model_file": "model.safetensors"}
+    contract = new.contract.model_copy(update=changes | {"model_sha256": hashlib.sha256(content).hexdigest()})
+    registry = Registry(store)
+    version = registry.log_version(replace(new, contract=contract, files=files))
+    downloaded = registry.download(version, tmp_path / "downloaded")
+    assert networks.from_bytes((downloaded / "model.safetensors").read_bytes()).architecture == architecture
+    assert registry.contract_of(version) == contract
+    (files / "weights.pth").write_bytes(b"\x80\x04")
+    with pytest.raises(RegistryError, match="without pickle"):
+        registry.log_version(replace(new, contract=contract, files=files))
+
+
+def test_a_contract_from_before_quantiles_keeps_its_digest(tmp_path):
+    contract = new_version(tmp_path, "old").contract
+    told = json.loads(contract.canonical_json())
+    assert {"quantiles", "tolerance"}.isdisjoint(told)
+    assert ServingContract.model_validate(told).digest() == contract.digest()
+    assert contract.model_copy(update={"tolerance": 1e-5}).digest() != contract.digest()

@@ -16,9 +16,10 @@ def lines(root: Path, name: str) -> list[str]:
     return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
-def requirements(root: Path, instruction: str) -> list[str]:
-    """What the instruction's call of requirements.py prints, with the default of its build argument."""
-    words = instruction.partition("requirements.py")[2].partition(">")[0].replace('"$XGBOOST"', "cpu").split()
+def requirements(root: Path, instruction: str, torch: str = "") -> list[str]:
+    """What the instruction's call of requirements.py prints, with the defaults of its build arguments."""
+    words = instruction.partition("requirements.py")[2].partition(">")[0].replace('"$XGBOOST"', "cpu")
+    words = words.replace('${TORCH:+--extra "$TORCH"}', torch and f"--extra {torch}").split()
     done = subprocess.run([sys.executable, root / "deploy/requirements.py", *words], capture_output=True, text=True, check=True)
     return done.stdout.split("\n")[:-1]
 
@@ -63,6 +64,7 @@ def test_the_service_image_is_small_and_knows_no_dagster(root) -> None:
     found = names(requirements(root, instruction))
     assert {"fastapi", "xgboost-cpu", "redis"} <= found
     assert not found & {"dagster", "mlflow", "feast", "torch", "deltalake"}
+    assert names(requirements(root, instruction, "torch")) - found == {"torch", "safetensors"}
 
 
 def test_the_dagster_image_has_the_drivers_of_the_production_stores(root) -> None:

@@ -183,7 +183,7 @@ def test_what_is_stored_has_left_the_prediction_log(story: Story, platform: Loca
 def test_a_second_version_is_served_and_a_rollback_takes_it_back(story: Story):
     demo, name = story.demo, story.demo.model.name
     for stages in (("model",), ("evaluation",), ("deployment",)):
-        demo.runner.run(demo.runner.keys(*stages))
+        demo.runner.run(demo.runner.keys(*stages, names=[name]))
     with PredictionClient(demo.clients.settings.serving_url) as client:
         assert _served(client, name, 2)
         decision = roll_back(demo.clients, name, "the test says so", "test")

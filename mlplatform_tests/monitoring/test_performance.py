@@ -66,3 +66,18 @@ def test_the_plot_over_days_is_small_with_gaps_where_nothing_is_known(days: int)
     picture = performance_plot(summarise(outcomes(entries), "m", score))
     assert picture.startswith(b"\x89PNG")
     assert len(markdown(picture, "performance")) < 100_000
+
+
+def test_quantiles_are_measured_as_quantiles_by_day_and_drawn() -> None:
+    from functools import partial
+
+    from mlplatform.evaluation.quantile_metrics import score_quantiles
+
+    frame = outcomes([(day, state, 1, 0.0) for day in (0, 1) for state in ("known", "known", "missing")])
+    frame = frame.with_columns(quantiles=pl.Series([[-1.0, 0.0, 2.0]] * frame.height, dtype=pl.List(pl.Float64)))
+    summary = summarise(frame, "m", partial(score_quantiles, levels=(0.1, 0.5, 0.9)))
+    assert (summary.outcomes, summary.missing_outcomes) == (4, 2)
+    assert summary.metrics["mae"] == 1.0
+    assert summary.metrics["coverage"] == 1.0
+    assert [day["pinball_p50"] for day in summary.by_day] == [0.5, 0.5]
+    assert performance_plot(summary).startswith(b"\x89PNG")

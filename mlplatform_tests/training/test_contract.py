@@ -12,8 +12,8 @@ from mlplatform.specs import FeatureRecipe, RequestFunction
 from mlplatform.training import fitting, scoring
 from mlplatform.training.contract import build_contract, from_json_numbers, json_number, view_layout
 from mlplatform.training.dataset import assemble
+from mlplatform.training.trainers.base import Resources
 from mlplatform.training.trainers.xgboost_classifier import TRAINER
-from mlplatform.training.tuning import Resources
 
 
 def squared(columns):

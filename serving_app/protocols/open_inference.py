@@ -126,7 +126,7 @@ def example(contract: ServingContract) -> dict[str, Any]:
 
 def _outputs_of(contract: ServingContract) -> dict[str, str]:
     decided = {} if contract.threshold is None else {"decision": "BOOL"}
-    return {"prediction": "FP32", **decided, "imputed": "BYTES"}
+    return {"prediction": "FP32", **dict.fromkeys(contract.quantile_names, "FP32"), **decided, "imputed": "BYTES"}
 
 
 def _produced(answer: Answer) -> dict[str, tuple[str, list[Any]]]:
@@ -136,6 +136,7 @@ def _produced(answer: Answer) -> dict[str, tuple[str, list[Any]]]:
         "prediction": predictions,
         "decision": [contract.threshold is not None and p >= contract.threshold for p in predictions],
         "imputed": [",".join(row["imputed"]) for row in answer.rows],
+        **{name: [row["quantiles"][place] for row in answer.rows] for place, name in enumerate(contract.quantile_names)},
     }
     return {name: (datatype, values[name]) for name, datatype in _outputs_of(contract).items()}
 

@@ -93,7 +93,7 @@ class Invocation(BaseModel):
 
 
 class Invoked(BaseModel):
-    predictions: list[float]
+    predictions: list[float] | list[dict[str, float]] = Field(description="For each input a number, or its quantiles by name")
     model_version: int
     variant: str
     request_id: str

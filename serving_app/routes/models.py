@@ -39,6 +39,7 @@ async def show_model(model: str, serving: ServingDep) -> ModelDetail:
     return ModelDetail(
         **dict(_summary(serving, slot)),
         threshold=contract.threshold,
+        quantiles=list(contract.quantile_names),
         input_schema=input_schema(contract),
         example={"inputs": example_inputs(contract)},
         features=[f.name for f in contract.features],

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from serving_app.body import read_body
 from serving_app.deps import Serving, ServingDep
-from serving_app.predictor import Exchange
+from serving_app.predictor import Answer, Exchange
 from serving_app.problems import FieldError, ProblemError, bad_request, unavailable
 from serving_app.protocols.scoring import CSV, MLFLOW_VERSION, charset_of, inputs_of_csv, inputs_of_json
 from serving_app.protocols.shapes import Invoked
@@ -64,13 +64,19 @@ async def _answered(request: Request, serving: Serving, exchange: Exchange) -> b
     answer = await serving.predictor.answer(exchange, inputs)
     return orjson.dumps(
         {
-            "predictions": [row["prediction"] for row in answer.rows],
+            "predictions": _predictions(answer),
             "model_version": answer.choice.handle.version,
             "variant": answer.choice.variant,
             "request_id": exchange.request_id,
             "imputed": [row["imputed"] for row in answer.rows],
         }
     )
+
+
+def _predictions(answer: Answer) -> list[Any]:
+    """Numbers, or an object for each row of a model with several outputs, as MLflow has frames."""
+    names = answer.choice.handle.contract.quantile_names
+    return [dict(zip(names, row["quantiles"], strict=True)) if names else row["prediction"] for row in answer.rows]
 
 
 @router.get("/ping", summary="Ready? (MLflow)", response_class=Response, responses=_TEXT | problems(503))

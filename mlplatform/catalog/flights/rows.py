@@ -36,11 +36,19 @@ def disruption_rows(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     likewise). The load counts the schedule rows given, so give those of the days before and after too. Raises
     polars.exceptions.ComputeError where a flight has two outcomes.
     """
-    outcomes = tables["arrivals"].select(
-        "flight_id",
-        ((pl.col("status") != "arrived") | (pl.col("arrival_delay_min") >= LATE_MIN)).cast(pl.Int8).alias("label"),
-        pl.col("known_at").alias("label_known_at"),
-    )
+    late = ((pl.col("status") != "arrived") | (pl.col("arrival_delay_min") >= LATE_MIN)).cast(pl.Int8)
+    return _rows(tables, tables["arrivals"].select("flight_id", late.alias("label"), pl.col("known_at").alias("label_known_at")))
+
+
+def delay_rows(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """The same rows with the arrival delay as `label` (Float64, minutes, negative: early). A flight that never arrived has none: its
+    label stays null, and a prediction for it ends as one whose outcome is missing."""
+    arrived = tables["arrivals"].filter(pl.col("status") == "arrived")
+    delay = pl.col("arrival_delay_min").cast(pl.Float64)
+    return _rows(tables, arrived.select("flight_id", delay.alias("label"), pl.col("known_at").alias("label_known_at")))
+
+
+def _rows(tables: Mapping[str, pl.DataFrame], outcomes: pl.DataFrame) -> pl.DataFrame:
     asked = with_scheduled_load(tables["schedules"]).with_columns(
         (pl.col("scheduled_departure") - ASKED_BEFORE).alias("event_timestamp"), pl.lit(REGION).alias("region")
     )

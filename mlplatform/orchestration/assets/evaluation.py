@@ -14,9 +14,9 @@ from mlplatform.addresses import without_password
 from mlplatform.contracts import EVALUATION_TAG, GATES_TAG, PRODUCTION, VERIFIED_TAG
 from mlplatform.deployment.decide import decide, ledger_entries
 from mlplatform.deployment.states import GATES
-from mlplatform.evaluation import plots
-from mlplatform.evaluation.baselines import baseline_predictions
+from mlplatform.evaluation import plots, quantile_plots
 from mlplatform.evaluation.evaluate import Champion, evaluate
+from mlplatform.evaluation.measures import baselines_of, label_of, shown_metrics
 from mlplatform.orchestration import policy
 from mlplatform.orchestration import recording as ledger
 from mlplatform.orchestration.assets.training import open_training_set
@@ -116,17 +116,30 @@ def evaluate_version(clients: Clients, spec: ModelSpec, version: ModelVersion) -
         predictions,
         test,
         champion=rival,
-        baselines=baseline_predictions(train, test, data.numeric, data.categorical, used.seed),
+        baselines=baselines_of(used, train, test, data.numeric, data.categorical),
     )
+    pictures = {"comparison": plots.comparison(result, shown_metrics(spec))}
+    draw = _quantile_pictures if spec.quantiles else _pictures
+    return result, pictures | draw(spec, result, labels, predictions, rival)
+
+
+def _pictures(spec: ModelSpec, result: Evaluation, labels: Floats, predictions: Floats, rival: Champion | None) -> dict[str, bytes]:
     pictures = {
-        "comparison": plots.comparison(result),
         "reliability": plots.reliability_diagram(labels, predictions, rival.predictions if rival else None),
         "scores": plots.score_histogram(labels, predictions),
         **{f"slices_by_{column}": plots.slice_bars(result.slices, column, result.metrics["auc"]) for column in spec.slices},
     }
-    if spec.cost:
-        pictures["cost"] = plots.cost_plot(labels, predictions, spec.cost)
-    return result, pictures
+    return pictures | ({"cost": plots.cost_plot(labels, predictions, spec.cost)} if spec.cost else {})
+
+
+def _quantile_pictures(spec: ModelSpec, result: Evaluation, labels: Floats, answers: Floats, rival: Champion | None) -> dict[str, bytes]:
+    levels, measured = spec.quantiles, label_of(spec, labels)
+    inside = levels[-1] - levels[0]
+    return {
+        "calibration": quantile_plots.quantile_calibration(measured, answers, levels, rival.predictions if rival else None),
+        "errors": quantile_plots.error_histogram(measured, answers, levels),
+        **{f"slices_by_{column}": quantile_plots.quantile_slice_bars(result.slices, column, inside) for column in spec.slices},
+    }
 
 
 def score_version(clients: Clients, version: ModelVersion, frame: object) -> Floats:
@@ -176,6 +189,9 @@ def _gate_table(result: Evaluation) -> str:
 
 
 def _slice_table(result: Evaluation) -> str:
-    shown = ("column", "value", "rows", "base_rate", "mean_prediction", "auc", "log_loss", "ece")
+    if not result.slices:
+        return ""
+    left_out = ("pooled", "small")
+    shown = tuple(name for name in result.slices[0] if name not in left_out and not name.endswith(("_low", "_high")))
     rows = ([("" if s.get(c) is None else s[c]) for c in shown] for s in result.slices)
     return md_table(shown, rows)

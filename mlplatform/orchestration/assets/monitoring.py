@@ -7,6 +7,7 @@ Belongs here: which tables each reads and writes, and what an analyst sees. Does
 from collections.abc import Callable, Collection, Sequence
 from datetime import date, timedelta
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import polars as pl
 from mlplatform.clients.lake import DAY
 from mlplatform.clients.stream import StreamClient
 from mlplatform.contracts import CANARY_VARIANT, PRODUCTION, SHADOW_VARIANT, prediction_stream
-from mlplatform.evaluation.metrics import score
+from mlplatform.evaluation.measures import by_day_columns, scorer
 from mlplatform.monitoring import drain as log
 from mlplatform.monitoring import drift, outcomes, performance
 from mlplatform.orchestration import policy
@@ -116,6 +117,7 @@ def drain_log(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any]:
                 after=after,
                 set_aside_after=aside_after,
                 stored=partial(_stored_keys, clients, spec),
+                prediction_range=(-inf, inf) if spec.quantiles else (0.0, 1.0),
             )
             number = log.position(drained.last_stream_id or "0-0")
             # The set-aside entries first: the next read starts after the predictions' position.
@@ -185,9 +187,9 @@ def report_performance(clients: Clients, spec: ModelSpec, run_id: str) -> dict[s
     )
     if rows.is_empty():
         return {"note": "no prediction was served in the last 28 days"}
-    summary = performance.summarise(rows, spec.name, partial(score, cost=spec.cost))
+    summary = performance.summarise(rows, spec.name, scorer(spec))
     store_summary(clients, "performance", summary, run_id)
-    shown = ("day", "predictions", "outcomes", "missing", "auc", "log_loss", "base_rate", "mean_prediction")
+    shown = ("day", "predictions", "outcomes", "missing", *by_day_columns(spec))
     return {
         "predictions": summary.predictions,
         "outcomes": summary.outcomes,

@@ -132,7 +132,7 @@ def _truth(
     with tempfile.TemporaryDirectory() as folder:
         scorer = load(clients.registry.download(version, Path(folder)), logged.contract)
     propagation = {name: plans[name].recipe.propagation_budget for name in rows}
-    return skew.Truth(rows, propagation, functions, scorer.predict_matrix), unresolved + changed
+    return skew.Truth(rows, propagation, functions, scorer.points), unresolved + changed
 
 
 def _rows(clients: Clients, logged: skew.Logged, view: ContractView) -> pl.DataFrame:

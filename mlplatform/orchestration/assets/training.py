@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -32,7 +33,8 @@ from mlplatform.training import fitting, plots
 from mlplatform.training.contract import build_contract, view_layout
 from mlplatform.training.dataset import MANIFEST
 from mlplatform.training.trainers import base as trainers
-from mlplatform.training.tuning import Resources, tune
+from mlplatform.training.trainers.base import Resources
+from mlplatform.training.tuning import tune
 
 # Run tag: who asked for the run, where that is not who runs the daemon.
 ACTOR = "mlplatform/actor"
@@ -200,7 +202,8 @@ def run_study(context: dg.AssetExecutionContext, clients: Clients, spec: ModelSp
         trainers.get(spec.trainer),
         storage=clients.settings.optuna_uri,
         training_set_hash=manifest.content_hash,
-        resources=Resources(device=clients.device),
+        resources=fit_resources(clients, spec, manifest),
+        workers=clients.settings.tuning_workers,
         on_trial=lambda trial, done, wanted: context.log.info(f"trial {done} of {wanted}: {trial.state} {trial.value}"),
     )
 
@@ -228,7 +231,7 @@ def _model(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPlan]) -> 
         result = run_study(context, clients, spec)
         data, manifest, used = open_training_set(clients, spec)
         trainer = trainers.get(spec.trainer)
-        trained = fitting.fit(used, data, trainer, result.best_params, Resources(device=clients.device))
+        trained = fitting.fit(used, data, trainer, result.best_params, fit_resources(clients, spec, manifest))
         with tempfile.TemporaryDirectory() as folder:
             saved = fitting.save(trained.fitted, Path(folder))
             contract = build_contract(
@@ -236,7 +239,8 @@ def _model(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPlan]) -> 
                 data,
                 trained,
                 saved,
-                framework="xgboost",
+                framework=trainer.framework,
+                tolerance=trainer.tolerance(used.quantiles),
                 views=[view_layout(p.name, p.join_keys, p.features, p.ttl, p.recipe) for p in plans.values()],
                 functions=request_functions(catalog),
                 training_set_hash=manifest.content_hash,
@@ -250,13 +254,15 @@ def _model(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPlan]) -> 
                     manifest=manifest,
                     files=Path(folder),
                     params=trained.fitted.params,
-                    metrics={"rounds": trained.fitted.rounds, "validation_log_loss": trained.score},
+                    metrics={"rounds": trained.fitted.rounds, f"validation_{fitting.default_metric(used)}": trained.score},
                     curves=trained.curves,
                     plots={"learning_curves": curves, "feature_importance": importance, "trials": plots.optimization_history(result)},
                     tags=version_tags(manifest, context.run.run_id, context.run.tags.get(ACTOR) or clients.settings.acts_as),
                 ),
                 run_id=context.resources.mlflow.active_run().info.run_id,
             )
+        # The version is registered: nothing is left to go on with.
+        shutil.rmtree(fit_resources(clients, spec, manifest).folder or "", ignore_errors=True)
         return dg.MaterializeResult(
             data_version=dg.DataVersion(contract.model_sha256[:16]),
             metadata={
@@ -264,13 +270,21 @@ def _model(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPlan]) -> 
                 "mlflow": dg.MetadataValue.url(clients.registry.model_ui_url(version) or without_password(clients.settings.mlflow_uri)),
                 "model_sha256": contract.model_sha256,
                 "inputs": len(contract.features),
-                **numbers({"rounds": trained.fitted.rounds, "validation_log_loss": trained.score}),
+                **numbers({"rounds": trained.fitted.rounds, f"validation_{fitting.default_metric(used)}": trained.score}),
                 "learning_curves": picture(curves, "learning curves"),
                 "importance": picture(importance, "feature importance"),
             },
         )
 
     return model
+
+
+def fit_resources(clients: Clients, spec: ModelSpec, manifest: TrainingManifest) -> Resources:
+    """What a fit of the model may use; a killed one goes on from its folder, which belongs to one training set."""
+    settings = clients.settings
+    folder = settings.home.absolute() / "fits" / spec.name / manifest.content_hash[:12]
+    device = clients.device_for(trainers.get(spec.trainer).framework)
+    return Resources(device=device, workers=settings.training_workers, folder=folder)
 
 
 def service_columns(clients: Clients, spec: ModelSpec) -> list[str]:

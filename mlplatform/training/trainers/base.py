@@ -7,10 +7,10 @@ A family is one module in this package that defines `TRAINER`; `get("its_module_
 import ctypes
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,27 +21,60 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 # Called after each round with (round, the metric on the validation rows); it may raise to abandon the fit.
 OnRound = Callable[[int, float], None]
-METRICS = {"log_loss": False, "auc": True}  # name: whether higher is better
+METRICS = {"log_loss": False, "auc": True, "pinball": False}  # name: whether higher is better
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is predicted: the probability that a label of 0 and 1 is 1, or `quantiles` (levels, ascending) of a label that is a number."""
+
+    quantiles: tuple[float, ...] = ()
+
+    @property
+    def task(self) -> str:
+        return "quantiles" if self.quantiles else "binary"
+
+    def check(self, metric: str, label: Floats) -> None:
+        """Raises ValueError for labels that cannot be learned from, or a metric of another kind of target."""
+        if (metric == "pinball") != bool(self.quantiles):
+            raise ValueError(f"the metric '{metric}' is not one of the target '{self.task}'")
+        if len(np.unique(label)) < 2:
+            raise ValueError("the training rows have one class only" if not self.quantiles else "the training rows have one label only")
+
+
+BINARY = Target()
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a fit may use. `workers`: processes that share one fit, where the family can; `threads`: of each. `folder`: where
+    a fit may keep what it needs to go on after it was killed; None: it need not be able to."""
+
+    device: str = "cpu"
+    threads: int = 2
+    workers: int = 1
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
 class Matrix:
     """Model inputs: `values` (n, d) float64 with NaN = missing, `label` (n,) float64, the d column names.
 
-    Columns in `categorical` hold positions in a list of categories.
+    Columns in `categorical` hold positions in a list of categories; `sizes` says how many each list has, where it is known.
     """
 
     values: Floats
     label: Floats
     columns: tuple[str, ...]
     categorical: frozenset[str] = frozenset()
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
         return int(self.values.shape[0])
 
     def take(self, positions: npt.NDArray[np.intp]) -> "Matrix":
-        return Matrix(self.values[positions], self.label[positions], self.columns, self.categorical)
+        return Matrix(self.values[positions], self.label[positions], self.columns, self.categorical, self.sizes)
 
 
 class Fitted(Protocol):
@@ -69,11 +102,11 @@ class Fitted(Protocol):
 
     @property
     def importances(self) -> Mapping[str, float]:
-        """Each column's share of the total gain; columns never used have 0."""
+        """Each column's share of what all of them bring, as the family measures it; columns never used have 0."""
         ...
 
     def predict(self, values: Floats) -> Floats:
-        """Probabilities, shape (n,), for inputs (n, d)."""
+        """For inputs (n, d): probabilities, shape (n,), or quantiles, shape (n, levels), never descending within a row."""
         ...
 
     def save(self, folder: Path) -> str:
@@ -84,8 +117,14 @@ class Fitted(Protocol):
 class Trainer(Protocol):
     """A model family."""
 
-    framework: str
+    framework: Literal["xgboost", "torch"]
     default_params: Mapping[str, Any]  # a sound starting point; the first trial of every study
+    report_every: int  # rounds from one report of a study's trial to the next
+    warm_up: int  # rounds before a trial may be pruned
+
+    def tolerance(self, quantiles: Sequence[float]) -> float:
+        """How far, in units of the answer, the same file may answer otherwise in another batch or on another processor; 0: not at all."""
+        ...
 
     def search_space(self) -> "Mapping[str, BaseDistribution]":
         """What a study searches; its keys are keys of `default_params`."""
@@ -98,15 +137,16 @@ class Trainer(Protocol):
         validate: Matrix | None,
         *,
         seed: int,
+        target: Target = BINARY,
         metric: str = "log_loss",
         rounds: int | None = None,
-        device: str = "cpu",
-        threads: int = 2,
+        resources: Resources | None = None,
         on_round: OnRound | None = None,
     ) -> Fitted:
         """Fits on `train`. With `validate`, stops early on its `metric`; without, `rounds` says when to stop.
 
-        The same inputs, parameters, seed, device and thread count give the same model file, byte for byte.
+        The same inputs, parameters, seed and resources give the same model file, byte for byte. Raises ValueError for a target
+        the family cannot answer.
         """
         ...
 

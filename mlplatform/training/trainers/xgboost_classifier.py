@@ -4,10 +4,10 @@ Belongs here: its search space, fitting, and UBJ files. Does not belong here: ro
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 # OpenMP reads this once, when XGBoost loads it, so it must stand before the import. Its default, threads that spin while
 # they wait, cost 2.7 times the CPU and 2.6 times the wall time on two cores that other processes used as well.
@@ -18,7 +18,7 @@ import xgboost as xgb
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from xgboost.callback import EarlyStopping, TrainingCallback
 
-from mlplatform.training.trainers.base import METRICS, Floats, Matrix, OnRound, cuda_devices
+from mlplatform.training.trainers.base import BINARY, METRICS, Floats, Matrix, OnRound, Resources, Target, cuda_devices
 
 MODEL_FILE: Final = "model.ubj"
 _XGBOOST_METRIC: Final = {"log_loss": "logloss", "auc": "auc"}
@@ -51,7 +51,7 @@ class FittedBooster:
 class XGBoostClassifier:
     """See `Trainer`. `device` is cpu or cuda[:n]; asking for CUDA where there is none raises RuntimeError."""
 
-    framework = "xgboost"
+    framework: Literal["xgboost", "torch"] = "xgboost"
     default_params: Mapping[str, Any] = {
         "max_depth": 6,
         "eta": 0.08,
@@ -60,6 +60,13 @@ class XGBoostClassifier:
         "colsample_bytree": 0.3,
         "lambda": 20.0,
     }
+
+    # Each report is a synchronous write to the study's storage.
+    report_every = 10
+    warm_up = 60
+
+    def tolerance(self, quantiles: Sequence[float]) -> float:
+        return 0.0
 
     def search_space(self) -> dict[str, BaseDistribution]:
         # Not eta: a smaller step is better given the rounds, and two step sizes cannot be compared at the same round, which
@@ -79,18 +86,21 @@ class XGBoostClassifier:
         validate: Matrix | None,
         *,
         seed: int,
+        target: Target = BINARY,
         metric: str = "log_loss",
         rounds: int | None = None,
-        device: str = "cpu",
-        threads: int = 2,
+        resources: Resources | None = None,
         on_round: OnRound | None = None,
     ) -> FittedBooster:
-        """See `Trainer.fit`. Raises ValueError without both validation rows and rounds, or for one class only."""
-        _refuse_missing_cuda(device)
+        """See `Trainer.fit`. Raises ValueError without both validation rows and rounds, or for one class only. One process
+        fits, whatever `resources.workers` says: the threads are XGBoost's own."""
+        use = resources or Resources()
+        _refuse_missing_cuda(use.device)
+        if target != BINARY:
+            raise ValueError("this family answers a binary question only")
         if validate is None and rounds is None:
             raise ValueError("fitting without validation rows needs the number of rounds")
-        if len(np.unique(train.label)) < 2:
-            raise ValueError("the training rows have one class only")
+        target.check(metric, train.label)
         settings = {
             **self.default_params,
             **params,
@@ -98,8 +108,8 @@ class XGBoostClassifier:
             "eval_metric": _XGBOOST_METRIC[metric],
             "tree_method": "hist",
             "max_bin": _MAX_BIN,
-            "device": device,
-            "nthread": threads,
+            "device": use.device,
+            "nthread": use.threads,
             "seed": seed % 2**31,
         }
         data = _quantiles(train)

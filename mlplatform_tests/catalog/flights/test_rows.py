@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 import pytest
 
-from mlplatform.catalog.flights.rows import REQUEST_COLUMNS, disruption_rows, with_scheduled_load
+from mlplatform.catalog.flights.rows import REQUEST_COLUMNS, delay_rows, disruption_rows, with_scheduled_load
 from mlplatform.local.nycflights import World, load_world
 
 
@@ -73,3 +73,13 @@ def test_two_outcomes_of_one_flight_are_refused_rather_than_doubling_its_row(wor
     day, outcome = world.schedules.head(3), world.arrivals.filter(pl.col("flight_id") == world.schedules["flight_id"][0])
     with pytest.raises(pl.exceptions.ComputeError, match="did not fulfill m:1"):
         disruption_rows({"schedules": day, "arrivals": pl.concat([outcome, outcome])})
+
+
+def test_a_delay_is_a_label_where_the_flight_arrived_and_nowhere_else(rows: pl.DataFrame, world: World) -> None:
+    delays = delay_rows({"schedules": world.schedules, "arrivals": world.arrivals})
+    assert delays.drop("label", "label_known_at").equals(rows.drop("label", "label_known_at"))
+    assert delays["label"].dtype == pl.Float64
+    never = world.arrivals.filter(pl.col("status") != "arrived")["flight_id"]
+    assert set(delays.filter(pl.col("label").is_null())["flight_id"]) == set(never)
+    both = delays.filter(pl.col("label").is_not_null()).join(rows.select("flight_id", late="label"), on="flight_id")
+    assert both.filter((pl.col("label") >= 15) != (pl.col("late") == 1)).is_empty()

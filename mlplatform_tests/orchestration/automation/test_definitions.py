@@ -3,30 +3,30 @@
 import dagster as dg
 import pytest
 
+MODELS = ("flight_disruption", "arrival_delay")
 JOBS = {
     "flights_reference",
     "flights_daily",
     "flights_windows",
     "flights_events",
     "flights_online_rebuild",
-    "flight_disruption_training",
-    "flight_disruption_monitoring",
     "release_judgement",
+    *(f"{model}_{job}" for model in MODELS for job in ("training", "monitoring")),
 }
 SCHEDULES = {
     "flights_reference_daily": ("flights_reference", "15 0 * * *"),
     "flights_ingestion_daily": ("flights_daily", "30 0 * * *"),
     "flights_ingestion_hourly": ("flights_windows", "5 * * * *"),
     "flights_online_rebuild_daily": ("flights_online_rebuild", "0 2 * * *"),
-    "flight_disruption_training_weekly": ("flight_disruption_training", "0 3 * * 1"),
-    "flight_disruption_monitoring_hourly": ("flight_disruption_monitoring", "20 * * * *"),
+    **{f"{model}_training_weekly": (f"{model}_training", "0 3 * * 1") for model in MODELS},
+    **{f"{model}_monitoring_hourly": (f"{model}_monitoring", "20 * * * *") for model in MODELS},
 }
 SENSORS = {
     "automation": set(),
     "flights_new_events": {"flights_events"},
-    "flight_disruption_new_outcomes": {"flight_disruption_monitoring"},
-    "flight_disruption_retrain": {"flight_disruption_training"},
-    "flight_disruption_guard": set(),
+    **{f"{model}_new_outcomes": {f"{model}_monitoring"} for model in MODELS},
+    **{f"{model}_retrain": {f"{model}_training"} for model in MODELS},
+    **{f"{model}_guard": set() for model in MODELS},
 }
 
 
