@@ -11,7 +11,7 @@ import structlog
 from serving_app.model_handle import ModelHandle, ModelRefusedError, VersionRef, load_model
 from serving_app.model_source import ModelCache, download
 from serving_app.registry import MlflowRegistry, RegistryError
-from serving_app.router import ModelRouter
+from serving_app.router import ModelRouter, Slot
 
 log = structlog.get_logger(__name__)
 
@@ -31,9 +31,10 @@ class ModelLoader:
         self._router = router
         self._options = options
 
-    async def obtain(self, ref: VersionRef) -> ModelHandle:
-        """Raises ModelRefusedError for a version that must not serve, RegistryError or OSError where it cannot be had now."""
-        held = self._router.warm(ref)
+    async def obtain(self, ref: VersionRef, beside: Slot | None = None) -> ModelHandle:
+        """`beside`: versions in memory that are not in place yet. Raises ModelRefusedError for a version that must not serve,
+        RegistryError or OSError where it cannot be had now."""
+        held = self._router.warm(ref) or (None if beside is None else beside.holding(ref))
         if held is not None:
             return held
         spoilt = ""

@@ -5,11 +5,11 @@ Belongs here: carrying a change out, for the command line and whoever judges a c
 come back.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
-from mlplatform.contracts import CANARY, GATES_TAG, MODELS_CHANNEL, NO_RULES, TRAFFIC_TAG, TrafficRules
+from mlplatform.contracts import CANARY, GATES_TAG, MODELS_CHANNEL, NO_RULES, PRODUCTION, TRAFFIC_TAG, TrafficRules
 from mlplatform.deployment.traffic import SideAlias, TrafficState, refuse_rules, refuse_side
 from mlplatform.orchestration.resources import Clients
 from mlplatform.records import LedgerEntry
@@ -43,6 +43,9 @@ def traffic_state(clients: Clients, model: str) -> TrafficState:
 def set_rules(clients: Clients, model: str, wanted: TrafficRules, actor: str, reason: str, run_id: str = "") -> TrafficChange:
     """Publishes traffic rules: the tag, the ledger, then the notice to the services. Refused ones change nothing."""
     state = traffic_state(clients, model)
+    champion = clients.registry.by_alias(model, PRODUCTION)
+    if champion is not None:
+        state = replace(state, contract=clients.registry.contract_of(champion))
     if reasons := refuse_rules(state, wanted):
         return TrafficChange(False, reasons)
     if state.rules == wanted:
