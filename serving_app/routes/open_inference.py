@@ -122,8 +122,6 @@ async def _answered(
     request: Request, serving: Serving, exchange: Exchange, version: str | None, header_length: str | None
 ) -> tuple[bytes, int | None]:
     choice = serving.predictor.choose(exchange) if version is None else serving.predictor.pin(exchange, version)
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise ProblemError(415, "unsupported-media-type", "compressed bodies are not taken")
     limits = serving.settings
     body = await read_body(request.scope["headers"], request.receive, limits.serving_body_limit, (_OCTETS.encode(),))
     contract = choice.handle.contract

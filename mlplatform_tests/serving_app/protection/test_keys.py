@@ -213,10 +213,24 @@ def test_a_daily_quota_counts_what_other_replicas_took(service, make_key, redis_
     assert 0 < int(refused.headers["retry-after"]) <= 86_400
 
 
-def test_without_its_file_of_keys_the_service_does_not_start(run_service) -> None:
+def test_a_refused_request_s_line_names_the_caller_who_was_recognized(run_service, make_model, make_key, tmp_path) -> None:
+    make_model().into_cache(tmp_path)
+    made = {
+        429: make_key("--rate", "0.001", "--burst", "1"),
+        403: make_key("--model", "other"),
+        422: make_key(),
+    }
     process = run_service(MLPLATFORM_SERVING_AUTH="keys")
-    assert process.popen.wait(20) != 0
-    assert "cannot be read" in process.log.read_text()
+    process.wait_ready()
+    for path in (PREDICT, f"{PREDICT}?features=true"):  # the hot route, and the way through the application
+        for status, key in made.items():
+            for _ in range(2):
+                answer = httpx.post(f"{process.url}{path}", json={} if status == 422 else BODY, headers={"x-api-key": key["key"]})
+            assert answer.status_code == status
+    process.stop()
+    lines = [json.loads(line) for line in process.log.read_text().splitlines()]
+    told = {(line["status"], line["caller"]) for line in lines if line["event"] == "request_refused"}
+    assert told == {(status, key["id"]) for status, key in made.items()}
 
 
 def test_no_secret_is_kept_and_none_is_printed_again(make_key, tmp_path) -> None:
