@@ -48,7 +48,9 @@ class Refusals:
 
     def __init__(self, registry: CollectorRegistry, admission: Admission) -> None:
         by = ("reason",)
-        self._requests = _ByReason(Counter("mlplatform_requests_refused", "Requests refused before any model saw them", by, registry=registry))
+        self._requests = _ByReason(
+            Counter("mlplatform_requests_refused", "Requests refused before any model saw them", by, registry=registry)
+        )
         about = "Connections answered and closed before there was a request"
         self._connections = _ByReason(Counter("mlplatform_connections_refused", about, by, registry=registry))
         registry.register(_AdmissionCollector(admission))

@@ -153,7 +153,10 @@ def test_a_start_that_cannot_be_is_told_in_one_line_that_says_what_to_mend(run_s
     spoilt.write_text("no json")
     empty.write_text('{"keys": []}')
     jwt = {"MLPLATFORM_SERVING_AUTH": "jwt", "MLPLATFORM_SERVING_JWT_ISSUER": "i", "MLPLATFORM_SERVING_JWT_AUDIENCE": "a"}
-    keys, tls = "MLPLATFORM_SERVING_JWT_KEYS", {"MLPLATFORM_SERVING_TLS_CERTIFICATE": str(spoilt), "MLPLATFORM_SERVING_TLS_KEY": str(spoilt)}
+    keys, tls = (
+        "MLPLATFORM_SERVING_JWT_KEYS",
+        {"MLPLATFORM_SERVING_TLS_CERTIFICATE": str(spoilt), "MLPLATFORM_SERVING_TLS_KEY": str(spoilt)},
+    )
     cases: list[tuple[dict[str, str], str]] = [
         ({"MLPLATFORM_SERVING_AUTH": "keys"}, f"No such file or directory; `mlplatform keys create NAME --file {tmp_path}"),
         ({"MLPLATFORM_SERVING_AUTH": "keys", "MLPLATFORM_SERVING_KEYS_FILE": str(spoilt)}, "is not of the form `mlplatform keys` writes"),
