@@ -21,7 +21,7 @@ Network = IPv4Network | IPv6Network
 # Of RFC 7518 and 8037, those with a public key: with a shared secret, whoever can check a token can make one.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 
-_OTHERS = ("MLPLATFORM_SERVING_URL",)  # of the platform: where it finds this service
+_OTHERS = ("MLPLATFORM_SERVING_URL", "MLPLATFORM_SERVING_API_KEY")  # of the platform: where it finds this service, and with what
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?")
 
 
@@ -167,7 +167,7 @@ class ServingSettings(BaseSettings):
 
         for name, url in (("REDIS_URL", self.redis_url), ("ONLINE_URL", self.online_url)):
             try:
-                parse_url(url.get_secret_value() or "redis://")
+                parse_url(url.get_secret_value() or "redis://")  # type: ignore[no-untyped-call]  # redis has types for its clients only
             except ValueError:  # whose text may show a part of the password
                 raise ValueError(
                     f"MLPLATFORM_{name} is no address of a Redis: redis://[user:password@]host[:port][/number], or rediss:// with TLS"

@@ -43,8 +43,7 @@ def traffic_state(clients: Clients, model: str) -> TrafficState:
 def set_rules(clients: Clients, model: str, wanted: TrafficRules, actor: str, reason: str, run_id: str = "") -> TrafficChange:
     """Publishes traffic rules: the tag, the ledger, then the notice to the services. Refused ones change nothing."""
     state = traffic_state(clients, model)
-    champion = clients.registry.by_alias(model, PRODUCTION)
-    if champion is not None:
+    if wanted.sticky_on and (champion := clients.registry.by_alias(model, PRODUCTION)) is not None:
         state = replace(state, contract=clients.registry.contract_of(champion))
     if reasons := refuse_rules(state, wanted):
         return TrafficChange(False, reasons)

@@ -20,7 +20,7 @@ def test_every_setting_says_what_it_is(model):
 @pytest.mark.parametrize("model", [Settings, ServingSettings])
 def test_refused_settings_and_their_text_form_tell_no_secret(model, monkeypatch: pytest.MonkeyPatch):
     for name in ("redis_url", "mlflow_url", "optuna_storage", "feast_registry", "source_weather", "s3_secret_access_key"):
-        monkeypatch.setenv(f"MLPLATFORM_{name.upper()}", "http://me:hush@host/x")
+        monkeypatch.setenv(f"MLPLATFORM_{name.upper()}", f"{'redis' if name == 'redis_url' else 'http'}://me:hush@host/1")
     assert "hush" not in repr(model())
     monkeypatch.setenv("MLPLATFORM_PROFILE", "production")
     monkeypatch.setenv("MLPLATFORM_CLOCK", "/a/file")

@@ -75,11 +75,11 @@ class Guard:
         found = self._who(scope, need)
         if isinstance(found, ProblemError):
             return found
-        scope["state"]["caller"] = found.caller.id
+        caller = found.caller
+        scope["state"]["caller"] = caller.id
         if self.admission.full and need.kind != "metrics":  # under load the figures are what one wants
             self.admission.refuse()
             return self.overloaded()
-        caller = found.caller
         if caller.bucket is not None and (wait := caller.bucket.take(now)):
             return self._refuse("rate-limited", 429, "the key's rate of requests is used up", {"Retry-After": str(ceil(wait))})
         if caller.quota is not None and (wait := caller.quota.take(self._wall())):
@@ -117,10 +117,8 @@ class Guard:
         text = credential(scope["headers"])
         found = text if isinstance(text, Unrecognized) else self._recognize(text, self._wall())
         if isinstance(found, Caller):
-            if found.may(need):
-                return self._remember(found)
             scope["state"]["caller"] = found.id
-            return self._refuse("not-allowed", 403, _NOT_FOR_THIS)
+            return self._remember(found) if found.may(need) else self._refuse("not-allowed", 403, _NOT_FOR_THIS)
         if isinstance(found, ProblemError):
             return self.counted(found)
         # RFC 6750, 3.1: no error code where no credential was sent.

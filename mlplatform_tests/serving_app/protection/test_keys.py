@@ -17,6 +17,8 @@ from mlplatform.access_keys import AccessKey, AccessKeys, HashedSecret
 from mlplatform.cli import app as command_line
 from mlplatform.client import NotAllowedError, PredictionClient
 from mlplatform.contracts import prediction_stream
+from mlplatform.queries import status as ask_status
+from mlplatform.queries import use_home
 
 PREDICT = "/v1/models/basket/predict"
 ROW = {"shop": "s1", "customer": 7, "placed_at": "2013-09-01T10:30:00Z", "price": 12.5, "items": 3, "channel": "store", "age": 30}
@@ -122,6 +124,27 @@ def test_the_platforms_client_sends_its_key(service, make_key) -> None:
     with PredictionClient(url) as client, pytest.raises(NotAllowedError, match="send a credential") as refused:
         client.predict("basket", [ROW])
     assert (refused.value.status, refused.value.kind) == (401, "not-authenticated")
+
+
+def test_the_platform_s_status_sends_its_key_and_says_when_one_is_missing(
+    make_model, open_service, make_key, tmp_path, monkeypatch
+) -> None:
+    key = make_key()["key"]
+    make_model().into_cache(tmp_path)
+    client = open_service(wait=False, serving_auth="keys")
+    eventually(lambda: client.get("/health/ready").status_code == 200)
+    monkeypatch.setenv("MLPLATFORM_SERVING_URL", str(client.base_url))
+
+    def status() -> dict[str, Any]:
+        return ask_status(tmp_path, use_home(tmp_path))
+
+    found = status()
+    assert found["serving"] is None
+    assert "status 401" in found["serving_fault"]
+    assert "MLPLATFORM_SERVING_API_KEY" in found["serving_fault"]
+    monkeypatch.setenv("MLPLATFORM_SERVING_API_KEY", f"{key}\n")
+    found = status()
+    assert ([model["name"] for model in found["serving"]], found["serving_fault"]) == (["basket"], "")
 
 
 def test_the_wrong_key_never_reaches_the_model(service, make_key, redis_url) -> None:

@@ -258,7 +258,7 @@ def test_rules_that_draw_on_a_field_nobody_sends_are_refused_and_the_earlier_go_
 
 
 def test_rules_made_for_another_champion_draw_on_the_fields_of_this_one(mlflow, registered, make_model, open_service, notify) -> None:
-    first, second = registered("redrawn", 2)
+    _, second = registered("redrawn", 2)
     mlflow.alias("redrawn", second, CANARY)
     mlflow.tag("redrawn", TRAFFIC_TAG, TrafficRules(canary=CanaryRule(weight=50), sticky_on=("age",)).canonical_json())
     client = open_service(mlflow_url=mlflow.url, serving_models="redrawn", serving_poll_s=60)
