@@ -1,9 +1,11 @@
 """Addresses as messages, links and logs may carry them.
 
-Belongs here: taking secrets out of an address. Does not belong here: making or checking addresses (`settings`).
+Belongs here: taking secrets out of an address, to leave them out or to send them as a header. Does not belong here: making or checking
+addresses (`settings`).
 """
 
-from urllib.parse import urlsplit, urlunsplit
+from base64 import b64encode
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 
 def without_password(address: str) -> str:
@@ -13,3 +15,14 @@ def without_password(address: str) -> str:
         return address.split("?", 1)[0]
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def with_credentials_apart(address: str) -> tuple[str, dict[str, str]]:
+    """The address without user and password, and the header that carries them (RFC 7617): urllib takes them for a part of the host."""
+    parts = urlsplit(address)
+    given, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return address, {}
+    user, _, password = given.partition(":")
+    token = b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
+    return urlunsplit(parts._replace(netloc=host)), {"authorization": f"Basic {token}"}

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from mlplatform.addresses import with_credentials_apart
+
 if TYPE_CHECKING:
     from mlplatform.clients.registry import Registry
     from mlplatform.local.service_state import Service
@@ -92,7 +94,8 @@ def _recorded_environment(home: Path) -> dict[str, str]:
 def fetch(url: str, timeout_s: float = _TIMEOUT_S, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
     """(status, body) of a GET, whatever the status. Raises OSError where nothing answers. Loopback goes past any proxy."""
     handlers = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in _LOOPBACK else []
-    asked = urllib.request.Request(url, headers=dict(headers or {}))  # noqa: S310 - the address is a setting
+    address, credentials = with_credentials_apart(url)
+    asked = urllib.request.Request(address, headers=credentials | dict(headers or {}))  # noqa: S310 - the address is a setting
     try:
         with urllib.request.build_opener(*handlers).open(asked, timeout=timeout_s) as answer:
             return int(answer.status), answer.read()

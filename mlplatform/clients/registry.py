@@ -25,7 +25,7 @@ from mlflow.entities.model_registry import ModelVersion as MlflowModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from mlplatform.addresses import without_password
+from mlplatform.addresses import with_credentials_apart, without_password
 from mlplatform.clients import model_files
 from mlplatform.clients.model_files import CorruptModelError, RegistryError
 from mlplatform.contracts import CONTRACT_FILE, ServingContract
@@ -213,8 +213,10 @@ class Registry:
         """Raises RegistryUnreachableError where the server does not answer within the time limit."""
         if not self._is_server:
             return
+        address, credentials = with_credentials_apart(f"{self.tracking_uri}/health")
+        asked = urllib.request.Request(address, headers=credentials)  # noqa: S310 - http(s) only
         try:
-            with urllib.request.urlopen(f"{self.tracking_uri}/health", timeout=self._timeout_s) as answer:  # noqa: S310 - http(s) only
+            with urllib.request.urlopen(asked, timeout=self._timeout_s) as answer:  # noqa: S310 - as above
                 answer.read()
         except (urllib.error.URLError, OSError) as down:
             raise RegistryUnreachableError(f"the MLflow server at {self._shown} does not answer: {down}") from down
