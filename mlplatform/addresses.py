@@ -1,11 +1,11 @@
 """Addresses as messages, links, logs and urllib may carry them.
 
-Belongs here: taking secrets out of an address. Does not belong here: making or checking addresses (`settings`).
+Belongs here: taking secrets out of an address, to leave them out or to send them as a header. Does not belong here: making or checking
+addresses (`settings`).
 """
 
 from base64 import b64encode
 from urllib.parse import unquote, urlsplit, urlunsplit
-from urllib.request import Request
 
 
 def without_password(address: str) -> str:
@@ -17,13 +17,12 @@ def without_password(address: str) -> str:
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
-def request_of(address: str) -> Request:
-    """A GET of an http address for urllib, which takes a user and password in it for a part of the host's name."""
+def with_credentials_apart(address: str) -> tuple[str, dict[str, str]]:
+    """The address without user and password, and the header that carries them (RFC 7617): urllib takes them for a part of the host."""
     parts = urlsplit(address)
-    user, at, host = parts.netloc.rpartition("@")
+    given, at, host = parts.netloc.rpartition("@")
     if not at:
-        return Request(address)  # noqa: S310 - whoever opens it sees to the scheme
-    name, _, password = user.partition(":")
-    secret = b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
-    bare = urlunsplit((parts.scheme, host, parts.path, parts.query, parts.fragment))
-    return Request(bare, headers={"Authorization": f"Basic {secret}"})  # noqa: S310 - as above
+        return address, {}
+    user, _, password = given.partition(":")
+    token = b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
+    return urlunsplit(parts._replace(netloc=host)), {"authorization": f"Basic {token}"}

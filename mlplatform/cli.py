@@ -162,7 +162,7 @@ def status(home: Home = HERE, as_json: AsJson = False) -> None:
     table(
         "serving",
         found["serving"] or [],
-        empty="the prediction service does not answer" if found["serving"] is None else "no model is loaded",
+        empty=found["serving_fault"] or "no model is loaded",
     )
     say(f"streaming worker  {streaming(found['stream'])}")
     table(

@@ -139,6 +139,10 @@ class ServingContract(_Frozen):
         """The place of the median among the quantiles."""
         return self.quantiles.index(0.5)
 
+    def asked(self) -> tuple[str, ...]:
+        """The fields an application sends, in their order."""
+        return tuple(f.name for f in self.fields if f.constant is None)
+
     def canonical_json(self) -> str:
         # Fields younger than the first registered versions are left out where they say nothing, so that those keep their digest.
         told = self.model_dump(mode="json")
@@ -203,6 +207,15 @@ class TrafficRules(_Frozen):
     experiment: Experiment | None = None
     shadow_share: Percent = 100.0  # of the requests that are copied to the version with the alias `shadow`
     sticky_on: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=128)], ...], Field(max_length=16)] = ()
+
+    def unfit_for(self, champion: ServingContract) -> str:
+        """Why these rules cannot draw among the requests to that champion; '' where they can."""
+        asked = champion.asked()
+        unknown = [name for name in self.sticky_on if name not in asked]
+        if not unknown:
+            return ""
+        # A field that no request has would be the same for all of them: one draw for everybody, instead of one for each entity.
+        return f"sticky_on names {', '.join(map(repr, unknown))}, which no request to {champion.model} has; its fields: {', '.join(asked)}"
 
     def canonical_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))

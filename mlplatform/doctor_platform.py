@@ -129,6 +129,7 @@ def mlflow(patient: Patient) -> Iterator[Finding]:
 
 def serving(patient: Patient) -> Iterator[Finding]:
     url = patient.settings.serving_url
+    where = without_password(url)
     live = _answers(patient, "serving", url, "/health/live", "start it, or set MLPLATFORM_SERVING_URL to where it answers")
     if live.level != "ok":
         yield live
@@ -136,12 +137,12 @@ def serving(patient: Patient) -> Iterator[Finding]:
     try:
         code, body = fetch(f"{url.rstrip('/')}/health/ready", _TIMEOUT_S)
     except OSError as fault:
-        yield patient.down("serving", f"{url} stopped answering: {_line(fault)}", "look into its log")
+        yield patient.down("serving", f"{where} stopped answering: {_line(fault)}", "look into its log")
         return
     if code == 200:
-        yield Finding("serving", "ok", f"{url}, ready")
+        yield Finding("serving", "ok", f"{where}, ready")
     else:
-        yield Finding("serving", "warn", f"{url} is alive, not ready: {_problem(body)}", "promote a version, or mend what it names")
+        yield Finding("serving", "warn", f"{where} is alive, not ready: {_problem(body)}", "promote a version, or mend what it names")
 
 
 def _problem(body: bytes) -> str:

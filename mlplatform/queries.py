@@ -8,13 +8,14 @@ import json
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from datetime import UTC, datetime, time
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from mlplatform.addresses import request_of
+from mlplatform.addresses import with_credentials_apart
 
 if TYPE_CHECKING:
     from mlplatform.clients.registry import Registry
@@ -91,11 +92,13 @@ def _recorded_environment(home: Path) -> dict[str, str]:
     return {str(name): str(value) for name, value in content.items()}
 
 
-def fetch(url: str, timeout_s: float = _TIMEOUT_S) -> tuple[int, bytes]:
+def fetch(url: str, timeout_s: float = _TIMEOUT_S, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
     """(status, body) of a GET, whatever the status. Raises OSError where nothing answers. Loopback goes past any proxy."""
     handlers = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in _LOOPBACK else []
+    address, credentials = with_credentials_apart(url)
+    asked = urllib.request.Request(address, headers=credentials | dict(headers or {}))  # noqa: S310 - the address is a setting
     try:
-        with urllib.request.build_opener(*handlers).open(request_of(url), timeout=timeout_s) as answer:
+        with urllib.request.build_opener(*handlers).open(asked, timeout=timeout_s) as answer:
             return int(answer.status), answer.read()
     except urllib.error.HTTPError as refused:
         with refused:
@@ -116,6 +119,7 @@ def status(home: Path, settings: "Settings") -> dict[str, Any]:
     from mlplatform.local.service_state import read_state
     from mlplatform.queries_stream import worker
 
+    served, fault = _serving(settings)
     services = [_service(home, service) for service in read_state(home).services]
     simulated = settings.clock != "system"
     clock = None if simulated and not Path(settings.clock).is_file() else clock_from(settings.clock).now().isoformat()
@@ -125,7 +129,8 @@ def status(home: Path, settings: "Settings") -> dict[str, Any]:
         "running": any(s["up"] for s in services),
         "services": services,
         "clock": {"now": clock, "simulated": simulated},
-        "serving": _serving(settings.serving_url),
+        "serving": served,
+        "serving_fault": fault,
         "stream": worker(settings),
         "stages": last_writes(settings.lake_root),
     }
@@ -146,14 +151,20 @@ def _service(home: Path, service: "Service") -> dict[str, Any]:
     }
 
 
-def _serving(url: str) -> list[dict[str, Any]] | None:
-    """The models the prediction service holds; None where it does not answer."""
+def _serving(settings: "Settings") -> tuple[list[dict[str, Any]] | None, str]:
+    """The models the prediction service holds; None, and why, where it does not tell them."""
+    secret = settings.serving_api_key.get_secret_value().strip()
     try:
-        code, body = fetch(f"{url.rstrip('/')}/v1/models")
+        headers = {"authorization": f"Bearer {secret}"} if secret else {}
+        code, body = fetch(f"{settings.serving_url.rstrip('/')}/v1/models", headers=headers)
+        if code in (401, 403):
+            return None, f"the prediction service asks for a key that may read its models (status {code}): set MLPLATFORM_SERVING_API_KEY"
         models = json.loads(body)["models"] if code == 200 else None
     except (OSError, ValueError, KeyError):
-        return None
-    return None if models is None else [{key: m.get(key) for key in ("name", "version", "previous_version", "refused")} for m in models]
+        models = None
+    if models is None:
+        return None, "the prediction service does not answer"
+    return [{key: m.get(key) for key in ("name", "version", "previous_version", "refused")} for m in models], ""
 
 
 def last_writes(lake_root: str) -> list[dict[str, Any]] | None:

@@ -58,6 +58,7 @@ class Settings(BaseSettings):
     stream_interval_s: float = Field(0.25, gt=0, description="Streaming: seconds from one round of reading and writing to the next")
 
     serving_url: str = Field("http://127.0.0.1:8000", description="Where the prediction service answers")
+    serving_api_key: SecretStr = Field(SecretStr(""), description="Key or token sent to it, where it asks for one")
     dagster_url: str = Field("http://127.0.0.1:3000", description="Where the Dagster UI answers")
     reports_url: str = Field("", description="Where HOME/reports is served; empty: links are files, or objects beside an S3 lake")
     signing_key: SecretStr = Field(

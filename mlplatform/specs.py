@@ -357,8 +357,7 @@ class ModelSpec(Spec):
     row_key: tuple[str, ...]
     request_fields: tuple[RequestField, ...]
     categorical: tuple[str, ...] = ()
-    # Feature columns of the service the model does not take.
-    left_out: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()  # feature columns of the service the model does not take
     slices: tuple[str, ...] = ()
     split: Split
     tuning: TuningSpec = TuningSpec()

@@ -22,7 +22,15 @@ from mlplatform import cli
 from mlplatform.clients.lake import Lake
 from mlplatform.clients.ledger import Ledger
 from mlplatform.clock import SimulatedClock
-from mlplatform.contracts import EVALUATION_TAG, GATES_TAG, TRAINED_BY_TAG, VERIFIED_TAG
+from mlplatform.contracts import (
+    CONTRACT_FILE,
+    EVALUATION_TAG,
+    GATES_TAG,
+    TRAINED_BY_TAG,
+    VERIFIED_TAG,
+    ContractField,
+    ServingContract,
+)
 from mlplatform.local.processes import start_mark
 from mlplatform.local.service_state import Service, State, write_state
 from mlplatform.records import LedgerEntry
@@ -226,7 +234,7 @@ def test_status_tells_services_clock_and_last_writes(run, deployed) -> None:
     assert found["running"] is True
     assert [(s["service"], s["up"]) for s in found["services"]] == [("valkey", True)]
     assert found["clock"] == {"now": "2013-09-01T16:00:00+00:00", "simulated": True}
-    assert found["serving"] is None
+    assert (found["serving"], found["serving_fault"]) == (None, "the prediction service does not answer")
     [stage] = found["stages"]
     assert (stage["stage"], stage["tables"]) == ("deployment", 1)
     assert abs(datetime.fromisoformat(stage["last_written"]) - datetime.now(UTC)).total_seconds() < 60
@@ -405,6 +413,19 @@ def test_traffic_is_shown_given_to_a_canary_refused_and_taken_back(registered, v
     assert "champion" in shown.stdout
     refused = CliRunner().invoke(cli.app, ["traffic", MODEL, "--canary-version", "new", "--home", str(registered)])
     assert "'new' is no version" in str(refused.exception)
+
+    customer = ContractField(name="customer", dtype="int", description="Customer", example=7)
+    made = {"task": "binary", "framework": "xgboost", "model_file": "m", "model_sha256": "", "training_set_hash": ""}
+    contract = ServingContract(model=MODEL, description="", project="p", fields=(customer,), views=(), functions=(), features=(), **made)
+    (registered / "mlflow" / "artifacts").mkdir(exist_ok=True)
+    (registered / "mlflow" / "artifacts" / CONTRACT_FILE).write_text(contract.canonical_json())
+    rules.write_text(json.dumps({"sticky_on": ["customer"]}))
+    assert call("--rules", str(rules))[0] == 0
+    rules.write_text(json.dumps({"sticky_on": ["nofield"]}))
+    status, told = call("--rules", str(rules))
+    assert status == 1
+    assert "sticky_on names 'nofield', which no request to" in told["refused"][0]
+    assert told["rules"]["sticky_on"] == ["customer"]
 
 
 @mlflow_store

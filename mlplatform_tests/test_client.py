@@ -11,6 +11,8 @@ from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from mlplatform.client import (
@@ -18,6 +20,7 @@ from mlplatform.client import (
     Explanation,
     InputFault,
     InvalidInputError,
+    NotAllowedError,
     PredictionClient,
     PredictionServiceError,
     RetryPolicy,
@@ -54,6 +57,7 @@ class Script:
         self.answers: list[tuple[int, Any, dict[str, str]] | None] = [(200, ANSWER, {})]
         self.bodies: list[Any] = []
         self.paths: list[str] = []
+        self.headers: list[Any] = []
         self.delay_s = 0.0
 
 
@@ -69,6 +73,7 @@ def url(script: Script) -> Iterator[str]:
 
         def do_POST(self) -> None:
             script.paths.append(self.path)
+            script.headers.append(self.headers)
             script.bodies.append(json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"null"))
             time.sleep(script.delay_s)
             answer = script.answers.pop(0) if len(script.answers) > 1 else script.answers[0]
@@ -256,3 +261,111 @@ def test_waiting_for_readiness_ends_when_it_is_there_or_tells_why_not(ask, scrip
     script.answers = [(503, {"detail": "model 'm' is not loaded"}, {})]
     with pytest.raises(ServiceUnavailableError, match="model 'm' is not loaded"):
         ask("wait_until_ready", 0.2)
+
+
+# --- what is not the service's own answer, or not what it was yesterday ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (503, ServiceUnavailableError),
+        (429, ServiceUnavailableError),
+        (401, NotAllowedError),
+        (403, NotAllowedError),
+        (502, PredictionServiceError),
+    ],
+)
+def test_a_proxy_that_answers_in_text_is_told_by_its_status(ask, script, status, kind) -> None:
+    script.answers = [(status, b"no healthy upstream", {"content-type": "text/plain"})]
+    with pytest.raises(kind, match="no healthy upstream") as caught:
+        ask("predict", "m", [{}])
+    assert (caught.value.status, caught.value.kind) == (status, "")
+
+
+def test_members_that_a_newer_service_adds_are_left_alone(ask, script) -> None:
+    told = {"base": -1.0, "contributions": {}, "features": {}, "unit": "log-odds", "method": "new"}
+    script.answers = [(200, {**ANSWER, "new": 1, "predictions": [{**ANSWER["predictions"][0], "new": 1, "explanation": told}]}, {})]
+    assert ask("predict", "m", [{}]).predictions[0].explanation == Explanation(-1.0, {}, {}, "log-odds")
+    script.answers = [(422, {"detail": "no", "errors": [{"input": 0, "field": "x", "detail": "is required", "new": 1}, "text"]}, {})]
+    with pytest.raises(InvalidInputError) as caught:
+        ask("predict", "m", [{}])
+    assert caught.value.faults == (InputFault("is required", 0, "x"),)
+
+
+@pytest.mark.parametrize("told", [{"detail": "no", "errors": None}, {"detail": "no", "errors": {}}, ["no"], None])
+def test_a_refusal_without_a_list_of_faults_is_one_without_faults(ask, script, told) -> None:
+    script.answers = [(422, told, {})]
+    with pytest.raises(InvalidInputError) as caught:
+        ask("predict", "m", [{}])
+    assert caught.value.faults == ()
+
+
+@pytest.mark.parametrize("told", [{}, [], {**ANSWER, "predictions": None}, {**ANSWER, "predictions": [1]}, {**ANSWER, "predictions": [{}]}])
+def test_a_success_that_is_no_prediction_is_an_error_of_the_service(ask, script, told) -> None:
+    script.answers = [(200, told, {})]
+    with pytest.raises(PredictionServiceError, match="/v1/models/m/predict"):
+        ask("predict", "m", [{}])
+    with pytest.raises(PredictionServiceError):
+        ask("models")
+
+
+def test_a_body_that_cannot_be_decompressed_is_an_error_of_the_service(ask, script) -> None:
+    script.answers = [(200, b"no gzip", {"content-encoding": "gzip"})]
+    with pytest.raises(PredictionServiceError, match="decompressed"):
+        ask("predict", "m", [{}])
+    assert ask("ready") is False
+
+
+# --- what is asked with ------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_read_from_a_file_may_end_in_a_line_break(ask, script) -> None:
+    assert ask("predict", "m", [{}], api_key="secret\n").version == 3
+    assert script.headers[-1]["authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize("key", ["sec\nret", "s\u00e9cret", "sec ret", "secret\x7f"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(ask, key) -> None:
+    with pytest.raises(ValueError, match="api_key") as caught:
+        ask("predict", "m", [{}], api_key=key)
+    assert key not in str(caught.value)
+    assert caught.value.__context__ is None
+
+
+def test_a_password_in_the_address_is_not_shown(ask) -> None:
+    with pytest.raises(ServiceUnreachableError) as caught:
+        ask("models", at="http://user:pwsecret@127.0.0.1:9")
+    assert "127.0.0.1:9" in str(caught.value)
+    assert "pwsecret" not in str(caught.value)
+    with pytest.raises(ServiceUnavailableError) as late:
+        ask("wait_until_ready", 0.01, at="http://user:pwsecret@127.0.0.1:9")
+    assert "pwsecret" not in str(late.value)
+
+
+def test_values_as_they_come_out_of_a_frame_can_be_sent(ask, script) -> None:
+    frame = pd.DataFrame({"when": pd.to_datetime(["2013-09-01T10:30:00.5Z", None]), "n": np.array([1, 2]), "x": [0.5, np.nan]})
+    ask("predict", "m", [*frame.to_dict("records"), {"when": np.datetime64("2013-09-01"), "n": np.int32(3), "x": np.float32(1.5)}])
+    assert script.bodies[-1]["inputs"] == [
+        {"when": "2013-09-01T10:30:00.500000+00:00", "n": 1, "x": 0.5},
+        {"when": None, "n": 2, "x": None},
+        {"when": "2013-09-01T00:00:00", "n": 3, "x": 1.5},
+    ]
+
+
+def test_a_value_that_cannot_be_sent_is_named(ask, script) -> None:
+    with pytest.raises(InvalidInputError, match="input 1, field 'x': a value of type complex") as caught:
+        ask("predict", "m", [{"x": 1}, {"x": 1j}])
+    assert caught.value.faults == (InputFault("a value of type complex cannot be sent as JSON", 1, "x"),)
+    assert (caught.value.status, script.bodies) == (None, [])
+
+
+def test_a_time_limit_of_nothing_is_refused(ask, script) -> None:
+    with pytest.raises(ValueError, match="timeout_s"):
+        ask("predict", "m", [{}], asked={"timeout_s": 0})
+    assert script.bodies == []
+
+
+def test_a_model_s_name_stays_one_part_of_the_address(ask, script) -> None:
+    ask("predict", "a/b?c", [{}])
+    assert script.paths == ["/v1/models/a%2Fb%3Fc/predict"]

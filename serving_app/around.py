@@ -48,6 +48,11 @@ class Around(NamedTuple):
     def make(cls) -> "Around":
         return cls(Protection(), Traces(), RequestLog(), Drain(), RequestIds())
 
+    def turned_away(self, status: int, kind: str, client: tuple[str, int] | None) -> None:
+        """A connection that is answered and closed before there was a request on it."""
+        self.protection.turned_away(kind)
+        self.requests.turned_away(status, kind, client)
+
     def fields(self, given: Sequence[tuple[bytes, bytes]], trace: RequestTrace | None) -> Fields:
         """The header fields of an answer: its own, and those that every answer has, but for the request's id."""
         fields = [*given, *self.protection.headers]

@@ -12,13 +12,17 @@ _JSON = b"application/json"
 
 
 async def read_body(headers: list[tuple[bytes, bytes]], receive: Receive, limit: int, also: tuple[bytes, ...] = ()) -> bytes:
-    """The body of a JSON request, or of one of the media types in `also`. Raises ProblemError (413, 415), ClientDisconnect where
-    the caller left."""
+    """The body of a JSON request, or of one of the media types in `also`, sent as it is. Raises ProblemError (413, 415),
+    ClientDisconnect where the caller left."""
     for name, value in headers:
         if name == b"content-type":
             if value != _JSON and (kind := value.partition(b";")[0].strip().lower()) != _JSON and kind not in also:
                 wanted = b", ".join((_JSON, *also)).decode()
                 raise ProblemError(415, "unsupported-media-type", f"send {wanted}, not {value[:64].decode('latin-1')!r}")
+        elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            # RFC 9110, 15.5.16: the refusal names what is taken.
+            refused = "compressed bodies are not taken"
+            raise ProblemError(415, "unsupported-media-type", refused, headers={"Accept-Encoding": "identity"})
         elif name == b"content-length" and value.isdigit() and int(value) > limit:
             raise _too_large(limit)
     message = await receive()

@@ -22,7 +22,6 @@ from serving_app.predictor import LEFT, Exchange, Predictor, Question, answer_bo
 from serving_app.problems import MEDIA_TYPE, OVERLOADED, UNFORESEEN, ProblemError, problem_body
 from serving_app.protection.deadlines import Late, Running
 from serving_app.protection.gate import Gate, body_too_slow, too_slow
-from serving_app.protection.guard import overloaded
 from serving_app.request_log import ids
 from serving_app.traces import RequestTrace
 
@@ -57,7 +56,7 @@ class HotRoute:
     """`running`: the application's predictor and its limit of a body in bytes; None before it has started, and after it has ended."""
 
     def __init__(self, around: Around) -> None:
-        self._around = around
+        self.around = around
         self.running: tuple[Predictor, int] | None = None
         self._plain: tuple[Any, bytes] = (None, b"")
 
@@ -67,7 +66,7 @@ class HotRoute:
         model = url[len(_BEFORE) : -len(_AFTER)]
         if not (url.startswith(_BEFORE) and url.endswith(_AFTER)) or not model.isascii() or b"/" in model or b"%" in model or b"?" in model:
             return None
-        running, gate = self.running, self._around.protection.gate
+        running, gate = self.running, self.around.protection.gate
         if running is None or gate is None:
             return None
         size = 0
@@ -82,7 +81,7 @@ class HotRoute:
 
     def head(self, status: int, given: Fields, defaults: Fields, trace: RequestTrace | None) -> bytes:
         """Status line and header fields, but those of one answer alone. `defaults`: uvicorn's own (the date), a new list each second."""
-        return STATUS_LINE[status] + _lines([*defaults, *self._around.fields(given, trace)])
+        return STATUS_LINE[status] + _lines([*defaults, *self.around.fields(given, trace)])
 
     def plain_head(self, defaults: Fields) -> bytes:
         """The same for most answers, put together once a second."""
@@ -128,7 +127,7 @@ class HotRequest(Running):
     ) -> None:
         super().__init__(time.monotonic(), reading=True)
         self._route = route
-        self._around = around = route._around
+        self._around = around = route.around
         self._connection = connection
         self._scope = scope
         self._gate = gate
@@ -152,7 +151,6 @@ class HotRequest(Running):
         if isinstance(allowed, ProblemError):
             self._refuse(allowed)
             return
-        state["caller"] = allowed.caller.id
         self._exchange = predictor.exchange(model, state)
         gate.deadlines.open.add(self)
 
@@ -168,12 +166,12 @@ class HotRequest(Running):
         if self._exchange is None or self.done():  # refused already
             return
         if not self._admission.enter():
-            self._refuse(overloaded())
+            self._refuse(self._gate.guard.overloaded())
             return
         self._working_since = time.monotonic()
         self._held = len(self.body)
         if not self._admission.hold(self._held):
-            self._refuse(overloaded())
+            self._refuse(self._gate.guard.overloaded())
             return
         try:
             self._predictor.choose(self._exchange)
@@ -190,7 +188,7 @@ class HotRequest(Running):
 
     def stop(self, why: Late) -> None:
         super().stop(why)
-        self._fail(body_too_slow() if why is Late.BODY else too_slow())
+        self._fail(self._gate.guard.counted(body_too_slow() if why is Late.BODY else too_slow()))
 
     # --- of the batcher ---------------------------------------------------------------------------------------------
 

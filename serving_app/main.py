@@ -64,7 +64,15 @@ class PredictionService(FastAPI):
         around = self._around = Around.make()
         self.hot = HotRoute(around)
         lifespan = _lifespan(settings, around, self.hot)
-        super().__init__(title=_TITLE, description=_DESCRIPTION, version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
+        super().__init__(
+            title=_TITLE,
+            description=_DESCRIPTION,
+            version="1",
+            docs_url=None,
+            redoc_url=None,
+            redirect_slashes=False,  # such an address is no part of the API, and few clients follow a POST's redirect
+            lifespan=lifespan,
+        )
         install(self)
         for routes in (predict, open_inference, scoring, models, hooks, health, docs):
             self.include_router(routes.router)

@@ -12,7 +12,7 @@ from mlplatform.verified import Identity, why_unverified
 from serving_app.model_handle import ModelHandle, ModelRefusedError, VersionRef, load_model
 from serving_app.model_source import ModelCache, download
 from serving_app.registry import MlflowRegistry, RegistryError
-from serving_app.router import ModelRouter
+from serving_app.router import ModelRouter, Slot
 
 log = structlog.get_logger(__name__)
 
@@ -37,12 +37,13 @@ class ModelLoader:
         self._router = router
         self._options = options
 
-    async def obtain(self, ref: VersionRef, answers: bool = True) -> ModelHandle:
-        """Raises ModelRefusedError for a version that must not serve, RegistryError or OSError where it cannot be had now.
+    async def obtain(self, ref: VersionRef, beside: Slot | None = None, answers: bool = True) -> ModelHandle:
+        """`beside`: versions in memory that are not in place yet. Raises ModelRefusedError for a version that must not serve,
+        RegistryError or OSError where it cannot be had now.
 
         `answers`: callers shall see what it says, so it must have passed its gates; one in memory too, which may be the shadow.
         """
-        handle = await self._obtain(ref)
+        handle = await self._obtain(ref, beside)
         return self._verified(handle, ref) if answers else handle
 
     async def from_cache(self, ref: VersionRef) -> ModelHandle:
@@ -58,8 +59,8 @@ class ModelLoader:
             raise ModelRefusedError("verified", why)
         return handle
 
-    async def _obtain(self, ref: VersionRef) -> ModelHandle:
-        held = self._router.warm(ref)
+    async def _obtain(self, ref: VersionRef, beside: Slot | None) -> ModelHandle:
+        held = self._router.warm(ref) or (None if beside is None else beside.holding(ref))
         if held is not None:
             return held
         spoilt = ""

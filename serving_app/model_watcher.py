@@ -62,7 +62,8 @@ class ModelWatcher:
         self._nudged: set[str] = set()
         self._looks: set[asyncio.Task[None]] = set()
         self._remembered: dict[str, Lineup] = {}
-        self._registry_away = False
+        self.known = bool(wanted)  # whether registry or cache has said once which models there are
+        self.registry_fault = ""  # why the registry did not answer when asked last; '' where it did
         self.registry_seen_s = 0.0  # when the registry answered last, seconds of the Unix epoch; 0.0: not yet
         self._unaliased: set[str] = set()
         self.refusals: dict[str, Refusal] = {}  # by model: the version `production` names, where that was refused
@@ -74,9 +75,20 @@ class ModelWatcher:
         """Wanted models that are not loaded."""
         return [name for name in self._wanted if self._router.slot(name) is None]
 
+    def expects(self, model: str) -> bool:
+        """Whether a model that is not loaded may have to be: it is wanted, or was tried."""
+        return model in self.missing() or model in self.refusals or model in self.troubles
+
+    def unknown_because(self) -> str:
+        """Why it is not known which models there are, while it isn't."""
+        return self.registry_fault or "registry and cache are being read"
+
     async def refresh(self) -> None:
         """Looks at every model once and acts on it. Never raises."""
-        await asyncio.gather(*(self.refresh_model(model) for model in await self._names()))
+        names = await self._names()
+        await asyncio.gather(*(self.refresh_model(model) for model in names))
+        # An empty cache beside a registry that is away says nothing of what there is.
+        self.known = self.known or bool(names) or not self.registry_fault
 
     async def refresh_model(self, model: str, notified: bool = False) -> None:
         """Looks at one model. Never raises: one model's trouble must not end the watch over all, nor hold up the others."""
@@ -147,19 +159,22 @@ class ModelWatcher:
         lineup = await self._look(model)
         if lineup is None:
             return
-        first = self._router.slot(model) is None
-        if lineup.champion is not None:
-            await self._champion(lineup.champion, notified)
         slot = self._router.slot(model)
+        first = slot is None
+        handle = None if lineup.champion is None else await self._champion(lineup.champion, notified)
+        if handle is not None:
+            # The first time it goes in place with its variants, in one swap: none of their entities is answered by the champion before.
+            slot = Slot(handle) if slot is None else self._put(replace(slot, current=handle, previous=slot.current))
         if slot is None:
             return
         after = await self._others(slot, lineup, notified)
         if first and model in self.rule_faults and (known := self._cache.remembered(model)) is not None and known.rules is not None:
             # The rules that were in place before the start go on, as they would have without it.
-            arms, fault = await self._arms(model, known.rules, known.arms, notified)
+            arms, fault = await self._arms(after, known.rules, known.arms, notified)
             after = after if fault else replace(after, rules=known.rules, arms=arms)
+        if first or after != slot:
+            self._put(after)
         if after != slot:
-            self._router.put(after)
             log.info("variants_serving", model=model, **{role: handle.version for role, handle in after.held()})
         self._show()
         self._remember(after, lineup)
@@ -172,86 +187,92 @@ class ModelWatcher:
             lineup = await ask_registry(self._registry, model)
         except RegistryError as error:
             self._note_registry(error)
-            return self._cache.remembered(model) if self._router.slot(model) is None else None
+            if self._router.slot(model) is not None:
+                return None
+            self.troubles[model] = str(error)
+            return self._cache.remembered(model)
         self._note_answer()
         if lineup is not None and lineup.champion is not None:
             self._unaliased.discard(model)
-        elif model not in self._unaliased:
+            return lineup
+        self.troubles.pop(model, None)  # nobody wants it any more
+        if model not in self._unaliased:
             # Taking a model out of service by a vanished alias would turn a registry's mishap into an outage.
             log.warning("model_has_no_alias", model=model, alias=PRODUCTION, still_serving=self._router.slot(model) is not None)
             self._unaliased.add(model)
         return lineup
 
-    async def _champion(self, ref: VersionRef, notified: bool) -> None:
+    async def _champion(self, ref: VersionRef, notified: bool) -> ModelHandle | None:
+        """The version that shall stand in front from now on; None where it stands there already, or cannot be had."""
         model, slot = ref.model, self._router.slot(ref.model)
         if slot is not None and slot.current.ref == ref:
             self.refusals.pop(model, None)
-            return
+            return None
         if _fresh(self.refusals.get(model), ref) and not notified:
-            return
+            return None
         try:
             handle = await self._loader.obtain(ref)
         except ModelRefusedError as error:
             self.refusals[model] = self._refuse(self.refusals.get(model), Refusal(ref, error.step, error.reason))
-            await self._fall_back(ref)
+            return await self._fall_back(ref)
         except (RegistryError, OSError) as error:
             self._note_trouble(ref, error)
-            await self._fall_back(ref)
-        else:
-            self._take(handle)
+            return await self._fall_back(ref)
+        self.refusals.pop(model, None)
+        self.troubles.pop(model, None)
+        return handle
 
-    async def _fall_back(self, failed: VersionRef) -> None:
+    async def _fall_back(self, failed: VersionRef) -> ModelHandle | None:
         """At start only: rather the version that served last than none."""
         known = self._cache.remembered(failed.model)
         ref = None if known is None else known.champion
         if self._router.slot(failed.model) is not None or ref is None or ref == failed or not self._cache.holds(ref):
-            return
+            return None
         try:
             handle = await self._loader.from_cache(ref)
         except (ModelRefusedError, OSError) as error:
             log.error("cached_version_unusable", model=ref.model, version=ref.version, reason=str(error))
-            return
+            return None
         log.warning("serving_cached_version", model=ref.model, version=ref.version)
-        self._router.swap(handle)
+        return handle
 
-    def _take(self, handle: ModelHandle) -> None:
-        before = self._router.slot(handle.name)
-        self._router.swap(handle)
-        self.refusals.pop(handle.name, None)
-        self.troubles.pop(handle.name, None)
-        if before is not None:
-            self._metrics.swaps.labels(handle.name).inc()
-        version = before.current.version if before else None
-        log.info("model_serving", model=handle.name, version=handle.version, before=version, device=handle.device)
+    def _put(self, slot: Slot) -> Slot:
+        """Puts versions in place; tells it where another one stands in front than before."""
+        handle, before = slot.current, self._router.slot(slot.current.name)
+        self._router.put(slot)
+        if before is None or before.current is not handle:
+            if before is not None:
+                self._metrics.swaps.labels(handle.name).inc()
+            version = before.current.version if before else None
+            log.info("model_serving", model=handle.name, version=handle.version, before=version, device=handle.device)
+        return slot
 
     # --- canary, shadow, arms --------------------------------------------------------------------------------------
 
     async def _others(self, slot: Slot, lineup: Lineup, notified: bool) -> Slot:
         """The slot with the other versions that are wanted and could be had, and the rules where all their versions are."""
         model = slot.current.name
-        canary = await self._side(model, "canary", lineup.canary, slot.canary, notified)
-        shadow = await self._side(model, "shadow", lineup.shadow, slot.shadow, notified)
-        # In place before the arms are loaded: an arm may be one of these, and then is in memory already.
+        canary = await self._side(slot, "canary", lineup.canary, slot.canary, notified)
+        shadow = await self._side(replace(slot, canary=canary), "shadow", lineup.shadow, slot.shadow, notified)
         slot = replace(slot, canary=canary, shadow=shadow)
-        if slot != self._router.slot(model):
-            self._router.put(slot)
         arms: tuple[ModelHandle | None, ...] = ()
         fault = lineup.fault
         if lineup.rules is not None:
-            arms, fault = await self._arms(model, lineup.rules, lineup.arms, notified)
+            arms, fault = await self._arms(slot, lineup.rules, lineup.arms, notified)
         self._note_rules(model, fault)
         return slot if fault or lineup.rules is None else replace(slot, rules=lineup.rules, arms=arms)
 
     async def _arms(
-        self, model: str, rules: TrafficRules, refs: tuple[VersionRef | None, ...], notified: bool
+        self, slot: Slot, rules: TrafficRules, refs: tuple[VersionRef | None, ...], notified: bool
     ) -> tuple[tuple[ModelHandle | None, ...], str]:
-        """The versions of the experiment's arms, and why the rules must not count where one cannot be had."""
+        """The versions of the experiment's arms, and why the rules must not count: they do not suit the champion, or one cannot be had."""
+        model = slot.current.name
         names = [arm.name for arm in rules.experiment.arms] if rules.experiment else []
         handles: list[ModelHandle | None] = []
-        fault = ""
+        fault = rules.unfit_for(slot.current.contract)
         for name, ref in zip(names, refs, strict=True):
             role = f"arm {name}"
-            handle = await self._side(model, role, ref, None, notified)
+            handle = await self._side(slot, role, ref, None, notified)
             if ref is not None and handle is None and not fault:
                 refusal = self.side_refusals.get((model, role))
                 why = f"was refused ({refusal.step}: {refusal.reason})" if refusal else "could not be loaded yet"
@@ -261,8 +282,9 @@ class ModelWatcher:
             del self.side_refusals[key]
         return tuple(handles), fault
 
-    async def _side(self, model: str, role: str, ref: VersionRef | None, held: ModelHandle | None, notified: bool) -> ModelHandle | None:
+    async def _side(self, slot: Slot, role: str, ref: VersionRef | None, held: ModelHandle | None, notified: bool) -> ModelHandle | None:
         """The version for a role beside the champion; what is held in it where the wanted one cannot be had."""
+        model = slot.current.name
         known = self.side_refusals.get((model, role))
         if ref is None or (held is not None and held.ref == ref):
             self.side_refusals.pop((model, role), None)
@@ -270,7 +292,7 @@ class ModelWatcher:
         if _fresh(known, ref) and not notified:
             return held
         try:
-            handle = await self._loader.obtain(ref, answers=role != "shadow")
+            handle = await self._loader.obtain(ref, slot, answers=role != "shadow")
         except ModelRefusedError as error:
             self.side_refusals[model, role] = self._refuse(known, Refusal(ref, error.step, error.reason, role))
             return held
@@ -337,16 +359,16 @@ class ModelWatcher:
         self.troubles[ref.model] = f"the model cache cannot be used: {error}"
 
     def _note_answer(self) -> None:
-        if self._registry_away:
+        if self.registry_fault:
             log.info("registry_back")
-        self._registry_away = False
+        self.registry_fault = ""
         self.registry_seen_s = time.time()
 
     def _note_registry(self, error: Exception) -> None:
         self._metrics.registry_errors.inc()
-        if not self._registry_away:
+        if not self.registry_fault:
             log.error("registry_away", error=str(error))
-        self._registry_away = True
+        self.registry_fault = str(error)
 
 
 def _held_or(handle: ModelHandle | None, wanted: VersionRef | None) -> VersionRef | None:

@@ -219,9 +219,12 @@ def answer_body(answer: Answer, request_id: str, more: Sequence[Mapping[str, Any
 
 
 def unknown_model(router: ModelRouter, watcher: ModelWatcher, model: str) -> ProblemError:
-    """404 that says what there is; 503 for a model that should be here and is not loaded (yet)."""
-    if model in watcher.missing() or model in watcher.refusals:
-        return ProblemError(503, "model-not-loaded", f"model '{model}' is not loaded; /health/ready says why", headers={"Retry-After": "1"})
+    """404 that says what there is; 503 for a model that should be here and is not loaded (yet), and for any while nobody has said what
+    there is: unknown is not missing."""
+    if not watcher.known:
+        return unavailable("not-ready", f"which models are served here is not known yet: {watcher.unknown_because()}")
+    if watcher.expects(model):
+        return unavailable("model-not-loaded", f"model '{model}' is not loaded; /health/ready says why")
     served = ", ".join(router.names()) or "none"
     return ProblemError(404, "model-not-found", f"no model '{model[:64]}' is served here; served: {served}")
 

@@ -129,6 +129,25 @@ def _request_id(request: Request) -> str:
     return str(request.scope.get("state", {}).get("request_id", ""))
 
 
+def no_parameters(request: Request) -> None:
+    """For addresses that take no query parameter: one that is silently ignored is taken for one that works. Raises a 422 problem."""
+    if unknown := sorted(set(request.query_params)):
+        raise invalid_input([_unknown_parameter(name) for name in unknown[:10]])
+
+
+def _parameter(told: Mapping[str, Any]) -> FieldError:
+    """What pydantic found of a request's parameters, with their place and name in the text."""
+    place, *names = (str(part) for part in told["loc"])
+    name = ".".join(names)
+    if told["type"] == "extra_forbidden" and place == "query":
+        return _unknown_parameter(name)
+    return FieldError(f"{place} parameter '{name[:64]}': {told['msg']}", field=f"{place}.{name}")
+
+
+def _unknown_parameter(name: str) -> FieldError:
+    return FieldError(f"query parameter '{name[:64]}' is not known here", field=f"query.{name[:64]}")
+
+
 def install(app: FastAPI) -> None:
     """Registers the handlers of errors within the application; `middleware` answers what fails in front of it."""
 
@@ -144,8 +163,7 @@ def install(app: FastAPI) -> None:
 
     async def on_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        found = [FieldError(detail=str(e["msg"]), field=".".join(map(str, e["loc"]))) for e in error.errors()]
-        return problem_response(invalid_input(found), request)
+        return problem_response(invalid_input([_parameter(told) for told in error.errors()]), request)
 
     async def on_unforeseen(request: Request, error: Exception) -> Response:
         return problem_response(UNFORESEEN, request)  # raised on afterwards, to the log

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import httpx
 
+from mlplatform.addresses import without_password
 from mlplatform.verified import Sealed
 from serving_app.model_handle import VersionRef
 
@@ -34,6 +35,7 @@ class MlflowRegistry:
     """One MLflow server. Every call raises RegistryError where the server fails, None where it says that there is nothing."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
+        self._shown = without_password(url)
         self._http = httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 2.0)))
 
     async def __aenter__(self) -> Self:
@@ -129,7 +131,7 @@ class MlflowRegistry:
         try:
             return await self._http.get(path, params=params)
         except httpx.HTTPError as error:
-            raise RegistryError(f"MLflow does not answer at {self._http.base_url}: {error!r}") from error
+            raise RegistryError(f"MLflow does not answer at {self._shown}: {error!r}") from error
 
 
 def _json(answer: httpx.Response) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A line tells who asked, under which ids, how it ended and how long it took; neve
 """
 
 import time
+from typing import Any
 
 import structlog
 from starlette.types import Scope
@@ -29,20 +30,26 @@ class RequestLog:
         """`status` 0: the caller left before there was an answer; `trace_id` '' where the service traces nothing itself."""
         if status < 400 and seconds <= self.slow_s:
             return
-        if self._lines.take(time.monotonic()):
-            self._left_out += 1
-            return
-        left_out, self._left_out = self._left_out, 0
         event = "request_slow" if status < 400 else "request_refused" if status < 500 else "request_unanswered"
-        log.warning(
+        self._write(
             event,
             method=scope["method"],
             path=scope["path"],
             status=status or 499,
             ms=round(seconds * 1000, 2),
             **ids(scope, request_id, trace_id),
-            **({"lines_left_out": left_out} if left_out else {}),
         )
+
+    def turned_away(self, status: int, kind: str, client: tuple[str, int] | None) -> None:
+        """A connection that was closed before there was a request: all that is known of the caller is the address."""
+        self._write("connection_refused", status=status, reason=kind, client=None if client is None else client[0])
+
+    def _write(self, event: str, **told: Any) -> None:
+        if self._lines.take(time.monotonic()):
+            self._left_out += 1
+            return
+        left_out, self._left_out = self._left_out, 0
+        log.warning(event, **told, **({"lines_left_out": left_out} if left_out else {}))
 
 
 def ids(scope: Scope, request_id: str, trace_id: str) -> dict[str, str | None]:

@@ -6,7 +6,7 @@ where an entity falls (`traffic`).
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 from mlplatform.contracts import CANARY_VARIANT, CHAMPION_VARIANT, NO_RULES, SHADOW_VARIANT, TrafficRules
@@ -35,6 +35,9 @@ class Slot:
             for arm, handle in zip(self.rules.experiment.arms, self.arms, strict=True):
                 if handle is not None:
                     yield f"{self.rules.experiment.name}/{arm.name}", handle
+
+    def holding(self, ref: VersionRef) -> ModelHandle | None:
+        return next((handle for _, handle in self.held() if handle.ref == ref), None)
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ class _Table:
         rules = slot.rules
         self.champion = Choice(slot.current, CHAMPION_VARIANT)
         self.shadows = () if slot.shadow is None or not rules.shadow_share else (Choice(slot.shadow, SHADOW_VARIANT),)
-        self.fields = rules.sticky_on or sticky_fields(slot.current.contract)
+        # Rules that are in place may have been made for another champion: where its fields are none of this one's, its own are the entity.
+        contract = slot.current.contract
+        self.fields = rules.sticky_on if rules.sticky_on and not rules.unfit_for(contract) else sticky_fields(contract)
         weighty = slot.canary is not None and rules.canary.weight > 0
         self._canary = Choice(slot.canary, CANARY_VARIANT) if slot.canary is not None and weighty else None
         self._canary_below = rules.canary.weight / 100 if weighty else 0.0
@@ -148,17 +153,9 @@ class ModelRouter:
     def warm(self, ref: VersionRef) -> ModelHandle | None:
         """The version if it is in memory."""
         slot = self.slot(ref.model)
-        return None if slot is None else next((h for _, h in slot.held() if h.ref == ref), None)
+        return None if slot is None else slot.holding(ref)
 
-    def swap(self, handle: ModelHandle) -> Slot:
-        """Puts `handle` in front; what was in front stays warm, and the other variants as they are. Returns the slot."""
-        before = self.slot(handle.name)
-        if before is None:
-            return self.put(Slot(handle))
-        return before if before.current is handle else self.put(replace(before, current=handle, previous=before.current))
-
-    def put(self, slot: Slot) -> Slot:
+    def put(self, slot: Slot) -> None:
         """Puts versions and rules in place at once. A version that no slot holds any more leaves memory with its last request."""
         self._tables[slot.current.name] = _Table(slot)
         self.generation += 1
-        return slot

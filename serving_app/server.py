@@ -9,6 +9,7 @@ nobody reads any more. The notice is over when nobody is connected, or after its
 answered, the application ends (the prediction log writes what it holds), and the exit status is 0.
 """
 
+import os
 import signal
 import ssl
 import sys
@@ -23,7 +24,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from serving_app.logs import configure_logs
-from serving_app.settings import ServingSettings
+from serving_app.settings import ServingSettings, unknown_settings
 from serving_app.transport import HeadLimits, bounded, close_late
 
 if TYPE_CHECKING:
@@ -123,16 +124,43 @@ def run() -> int:
     except ValidationError as fault:
         for each in fault.errors(include_input=False, include_url=False, include_context=False):
             name = f"MLPLATFORM_{str(each['loc'][0]).upper()}: " if each["loc"] else ""
-            sys.stderr.write(f"error: {name}{each['msg'].removeprefix('Value error, ')}\n")
+            _complain(f"{name}{each['msg'].removeprefix('Value error, ')}")
+        return 2
+    # Here and not above: the settings are refused before anything heavy is imported.
+    from serving_app.protection.service import CredentialsError, check_credentials
+
+    try:
+        check_credentials(settings)
+        _check_certificate(settings)
+    except (CredentialsError, OSError) as fault:
+        _complain(str(fault))
         return 2
     configure_logs(settings.serving_log_level)
-    # Here and not above: the settings are refused before anything heavy is imported.
+    for unknown, near in unknown_settings(os.environ).items():
+        log.warning("setting_unknown", name=unknown, did_you_mean=near or None)
     from serving_app.main import create_app
 
     app = create_app(settings)
     server = Server(configuration(settings, app, app.hot), app.drain, settings.serving_notice_s)
     server.run()
     return 0 if server.started else _NEVER_STARTED
+
+
+def _complain(why: str) -> None:
+    sys.stderr.write(f"error: {why}\n")
+
+
+def _check_certificate(settings: ServingSettings) -> None:
+    """Raises OSError, in words of ours: OpenSSL's name no file."""
+    certificate, key = settings.serving_tls_certificate, settings.serving_tls_key
+    if certificate is None:
+        return
+    try:
+        # With a password of its own choice OpenSSL does not ask the terminal for one.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except OSError as error:
+        reason = getattr(error, "reason", None) or error.strerror or type(error).__name__
+        raise OSError(f"the certificate {certificate} and its key {key} cannot be used: {reason}") from error
 
 
 def _changed_at(config: uvicorn.Config) -> tuple[int, ...] | None:

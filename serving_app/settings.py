@@ -4,6 +4,8 @@ Belongs here: names, types, defaults and what production refuses. Does not belon
 """
 
 import re
+from collections.abc import Mapping
+from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Literal, Self
@@ -19,6 +21,7 @@ Network = IPv4Network | IPv6Network
 # Of RFC 7518 and 8037, those with a public key: with a shared secret, whoever can check a token can make one.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 
+_OTHERS = ("MLPLATFORM_SERVING_URL", "MLPLATFORM_SERVING_API_KEY")  # of the platform: where it finds this service, and with what
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?")
 
 
@@ -164,6 +167,19 @@ class ServingSettings(BaseSettings):
         return self.mlflow_url.rstrip("/")
 
     @model_validator(mode="after")
+    def _stores_are_redis(self) -> Self:
+        from redis.connection import parse_url
+
+        for name, url in (("REDIS_URL", self.redis_url), ("ONLINE_URL", self.online_url)):
+            try:
+                parse_url(url.get_secret_value() or "redis://")  # type: ignore[no-untyped-call]  # redis has types for its clients only
+            except ValueError:  # whose text may show a part of the password
+                raise ValueError(
+                    f"MLPLATFORM_{name} is no address of a Redis: redis://[user:password@]host[:port][/number], or rediss:// with TLS"
+                ) from None
+        return self
+
+    @model_validator(mode="after")
     def _a_cluster_is_a_redis_of_its_own(self) -> Self:
         if self.online_cluster and not self.online_url.get_secret_value():
             raise ValueError("MLPLATFORM_ONLINE_CLUSTER needs MLPLATFORM_ONLINE_URL: log and notices do not live in a cluster")
@@ -196,14 +212,14 @@ class ServingSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _tokens_are_checked_against_something(self) -> Self:
+        if wrong := sorted(set(self.jwt_algorithms) - set(ALGORITHMS)):
+            raise ValueError(f"MLPLATFORM_SERVING_JWT_ALGORITHMS: {wrong[0]!r} is none of {', '.join(ALGORITHMS)}")
         if self.serving_auth != "jwt":
             return self
         if not (self.serving_jwt_keys and self.serving_jwt_issuer and self.serving_jwt_audience):
             raise ValueError("MLPLATFORM_SERVING_AUTH=jwt needs MLPLATFORM_SERVING_JWT_KEYS, _ISSUER and _AUDIENCE")
         if self.profile == "production" and self.serving_jwt_keys.startswith("http://"):
             raise ValueError("MLPLATFORM_SERVING_JWT_KEYS must be https in production: whoever can change it on its way can sign tokens")
-        if wrong := sorted(set(self.jwt_algorithms) - set(ALGORITHMS)):
-            raise ValueError(f"MLPLATFORM_SERVING_JWT_ALGORITHMS: {wrong[0]!r} is none of {', '.join(ALGORITHMS)}")
         if not self.jwt_algorithms:
             raise ValueError("MLPLATFORM_SERVING_JWT_ALGORITHMS names none")
         return self
@@ -247,6 +263,14 @@ class ServingSettings(BaseSettings):
         if problems:
             raise ValueError("unsafe settings for the production profile: " + "; ".join(problems))
         return self
+
+
+def unknown_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables named like settings of this service that are none, each with the nearest that is one, or ''. They change nothing, so
+    somebody thinks that they do."""
+    known = [f"MLPLATFORM_{name.upper()}" for name in ServingSettings.model_fields]
+    ours = [name for name in environment if name.upper().startswith("MLPLATFORM_SERVING_") and name.upper() not in (*known, *_OTHERS)]
+    return {name: next(iter(get_close_matches(name.upper(), known, 1)), "") for name in sorted(ours)}
 
 
 def _listed(text: str) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import structlog
 from starlette.types import Scope
 
+from mlplatform.addresses import without_password
 from serving_app.batcher import Scored
 from serving_app.router import Choice
 
@@ -154,7 +155,7 @@ class Traces:
             last.start()
             await asyncio.to_thread(last.join, _CLOSE_S)
             if last.is_alive():
-                log.warning("traces_lost_at_shutdown", collector=url)
+                log.warning("traces_lost_at_shutdown", collector=without_password(url))
 
 
 def _provider(url: str, revision: str) -> "TracerProvider":

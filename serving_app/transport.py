@@ -120,6 +120,8 @@ class BoundedHttp(HttpToolsProtocol):
         """uvicorn's way to refuse what is not HTTP; here for all that is refused before there is a request."""
         if self.transport.is_closing():
             return
+        if self.hot is not None:
+            self.hot.around.turned_away(self._status, self._kind, self.client)
         body = problem_body(self._status, self._kind, self._detail)
         fields = [
             (b"content-type", MEDIA_TYPE.encode()),

@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from sqlalchemy.exc import SQLAlchemyError
 
-from mlplatform.addresses import request_of, without_password
+from mlplatform.addresses import with_credentials_apart, without_password
 from mlplatform.clients import model_files
 from mlplatform.clients.model_files import CorruptModelError, RegistryError
 from mlplatform.contracts import CONTRACT_FILE, ServingContract
@@ -218,8 +218,10 @@ class Registry:
         """Raises RegistryUnreachableError where the server does not answer within the time limit."""
         if not self._is_server:
             return
+        address, credentials = with_credentials_apart(f"{self.tracking_uri}/health")
+        asked = urllib.request.Request(address, headers=credentials)  # noqa: S310 - http(s) only
         try:
-            with urllib.request.urlopen(request_of(f"{self.tracking_uri}/health"), timeout=self._timeout_s) as answer:  # noqa: S310 - http(s) only
+            with urllib.request.urlopen(asked, timeout=self._timeout_s) as answer:  # noqa: S310 - as above
                 answer.read()
         except (OSError, HTTPException) as down:
             why = getattr(down, "reason", None) or down

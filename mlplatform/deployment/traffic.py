@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from mlplatform.contracts import CANARY, PRODUCTION, SHADOW, TrafficRules
+from mlplatform.contracts import CANARY, PRODUCTION, SHADOW, ServingContract, TrafficRules
 from mlplatform.deployment.history import Served
 
 SideAlias = Literal["canary", "shadow"]
@@ -18,7 +18,8 @@ SideAlias = Literal["canary", "shadow"]
 class TrafficState:
     """What the registry says: version numbers by alias, the verdict of the gates per version, the rules in force.
 
-    `fault`: why the rules on record are none (`rules` is None then), as the services will say too.
+    `fault`: why the rules on record are none (`rules` is None then), as the services will say too. `contract`: the champion's,
+    where there is a champion and it was asked for.
     """
 
     model: str
@@ -26,6 +27,7 @@ class TrafficState:
     gates: Mapping[int, str]
     rules: TrafficRules | None
     fault: str = ""
+    contract: ServingContract | None = None
 
     def shares(self) -> tuple[tuple[str, int | None, float], ...]:
         """(variant, version, percent of the entities) of everything that answers; a canary without a version answers nobody."""
@@ -46,6 +48,8 @@ def refuse_rules(state: TrafficState, wanted: TrafficRules) -> tuple[str, ...]:
     Whatever answers callers has passed its gates: a canary is a trial of a good version, not a way round the gates.
     """
     reasons: list[str] = []
+    if state.contract is not None and (unfit := wanted.unfit_for(state.contract)):
+        reasons.append(unfit)
     if wanted.canary.weight > 0 and CANARY not in state.aliases:
         reasons.append(f"no version carries the alias '{CANARY}', so nothing could answer its {wanted.canary.weight:g} %")
     for arm in wanted.experiment.arms if wanted.experiment else ():

@@ -142,7 +142,8 @@ class Demo:
     def _await_model(self) -> None:
         from mlplatform.client import PredictionClient
 
-        with PredictionClient(self.clients.settings.serving_url) as client:
+        settings = self.clients.settings
+        with PredictionClient(settings.serving_url, api_key=settings.serving_api_key.get_secret_value()) as client:
             client.wait_until_ready(timeout_s=60)
 
     # --- the first days of September ---
@@ -152,7 +153,8 @@ class Demo:
         from mlplatform.client import PredictionClient
         from mlplatform.local.replay import Replay
 
-        with PredictionClient(self.clients.settings.serving_url) as client:
+        settings = self.clients.settings
+        with PredictionClient(settings.serving_url, api_key=settings.serving_api_key.get_secret_value()) as client:
             replay = Replay(
                 self.platform, self.runner, self.clients, self.catalog, self.model, self.plans, client, self.tally, self._beside
             )

@@ -199,7 +199,7 @@ def run_replay(model: str, start: datetime, end: datetime, home: Path) -> int:
             raise QuestionError(
                 f"the schedule published by now has no flight to ask for between {start:%Y-%m-%d %H:%M} and {end:%Y-%m-%d %H:%M} UTC"
             )
-        with PredictionClient(settings.serving_url) as client:
+        with PredictionClient(settings.serving_url, api_key=settings.serving_api_key.get_secret_value()) as client:
             for question in track(questions, description=f"{len(questions)} requests"):
                 tally.asked += 1
                 answer = client.predict(model, [dict(question.inputs)])

@@ -6,12 +6,12 @@ come back.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 
-from mlplatform.contracts import CANARY, GATES_TAG, MODELS_CHANNEL, NO_RULES, TRAFFIC_TAG, TrafficRules
+from mlplatform.contracts import CANARY, GATES_TAG, MODELS_CHANNEL, NO_RULES, PRODUCTION, TRAFFIC_TAG, TrafficRules
 from mlplatform.deployment.states import State, states, why_not
 from mlplatform.deployment.traffic import SideAlias, TrafficState, refuse_rules, refuse_side
 from mlplatform.orchestration.recording import record
@@ -77,6 +77,8 @@ def set_rules(
     """
     settle(clients, model, actor, run_id)
     state = traffic_state(clients, model)
+    if wanted.sticky_on and (champion := clients.registry.by_alias(model, PRODUCTION)) is not None:
+        state = replace(state, contract=clients.registry.contract_of(champion))
     if reasons := refuse_rules(state, wanted):
         return TrafficChange(False, reasons)
     if state.rules == wanted:

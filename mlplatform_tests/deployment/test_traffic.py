@@ -1,8 +1,10 @@
 """Whether versions may share traffic: what is refused and why, and who answers how much."""
 
+from dataclasses import replace
+
 import pytest
 
-from mlplatform.contracts import Arm, CanaryRule, Experiment, TrafficRules
+from mlplatform.contracts import Arm, CanaryRule, ContractField, Experiment, ServingContract, TrafficRules
 from mlplatform.deployment.traffic import TrafficState, refuse_rules, refuse_side
 
 STATE = TrafficState(
@@ -53,3 +55,15 @@ def test_a_canary_must_have_passed_its_gates_and_a_shadow_only_exist() -> None:
     assert refuse_side(STATE, "canary", 3) == ("version 3 has not passed its gates (recorded: refused)",)
     assert refuse_side(STATE, "shadow", 3) == ()
     assert refuse_side(STATE, "shadow", 9) == ("version 9 does not exist",)
+
+
+def test_rules_that_draw_on_a_field_no_request_has_are_refused() -> None:
+    fields = tuple(
+        ContractField(name=name, dtype="string", description="", example="", constant=constant)
+        for name, constant in (("customer", None), ("region", "all"))
+    )
+    served = replace(STATE, contract=ServingContract.model_construct(model="m", fields=fields))
+    assert refuse_rules(served, TrafficRules(sticky_on=("customer",))) == ()
+    [reason] = refuse_rules(served, TrafficRules(sticky_on=("customer", "region", "nofield")))
+    assert reason == "sticky_on names 'region', 'nofield', which no request to m has; its fields: customer"
+    assert refuse_rules(STATE, TrafficRules(sticky_on=("nofield",))) == ()  # no champion yet: nobody knows its fields

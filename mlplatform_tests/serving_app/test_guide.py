@@ -96,3 +96,12 @@ def test_every_route_has_a_command(client) -> None:
     patterns = {path: re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(path)) + "$") for path in paths}
     assert {path for path, pattern in patterns.items() if not any(map(pattern.match, asked))} == NOT_FOR_APPLICATIONS
     assert asked - {a for a in asked if any(pattern.match(a) for pattern in patterns.values())} == {"/openapi.json"}
+
+
+def test_every_kind_of_problem_an_application_may_meet_is_in_the_guide() -> None:
+    service = Path(__file__).parents[2] / "serving_app"
+    source = "".join(path.read_text() for path in sorted(service.rglob("*.py")) if path.name != "hooks.py")
+    kinds = set(re.findall(r'(?:ProblemError|unavailable|_refuse)\(\s*(?:\d{3}, |\d{3},\s+)?"([a-z-]+)"|[45]\d\d[,:] "([a-z-]+)"', source))
+    found = {kind for pair in kinds for kind in pair if kind}
+    assert {"overloaded", "rate-limited", "head-too-slow", "model-not-found", "version-not-loaded", "method-not-allowed"} <= found
+    assert sorted(kind for kind in found if f"`{kind}`" not in GUIDE) == []

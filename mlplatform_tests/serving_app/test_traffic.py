@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -151,7 +152,9 @@ def test_the_shadow_gets_copies_and_never_traffic() -> None:
 def test_a_swap_keeps_the_variants_and_choices_are_made_once() -> None:
     made = router(TrafficRules(canary=CanaryRule(weight=100)))
     before = made.generation
-    made.swap(handle(9))
+    here = made.slot("m")
+    assert here is not None
+    made.put(replace(here, current=handle(9), previous=here.current))
     slot = made.slot("m")
     assert slot is not None
     assert (slot.current.version, slot.previous, slot.canary) == (9, CHAMPION, CANARY)

@@ -28,19 +28,38 @@ class _AdmissionCollector(Collector):
         yield GaugeMetricFamily("mlplatform_request_bytes_held", "Bytes of request bodies in memory", value=self._admission.held_bytes)
 
 
-class Refusals:
-    """Counts requests refused before any model saw them, by reason (the last part of the problem's type)."""
+class _ByReason:
+    """A counter whose children are looked up once."""
 
-    def __init__(self, registry: CollectorRegistry, admission: Admission) -> None:
-        self._counter = Counter("mlplatform_requests_refused", "Requests refused before any model saw them", ("reason",), registry=registry)
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
         self._counters: dict[str, Counter] = {}
-        registry.register(_AdmissionCollector(admission))
 
     def count(self, reason: str) -> None:
         counter = self._counters.get(reason)
         if counter is None:
             counter = self._counters[reason] = self._counter.labels(reason)
         counter.inc()
+
+
+class Refusals:
+    """Counts requests refused before any model saw them, and connections closed before there was a request, by reason (the last part of
+    the problem's type)."""
+
+    def __init__(self, registry: CollectorRegistry, admission: Admission) -> None:
+        by = ("reason",)
+        self._requests = _ByReason(
+            Counter("mlplatform_requests_refused", "Requests refused before any model saw them", by, registry=registry)
+        )
+        about = "Connections answered and closed before there was a request"
+        self._connections = _ByReason(Counter("mlplatform_connections_refused", about, by, registry=registry))
+        registry.register(_AdmissionCollector(admission))
+
+    def count(self, reason: str) -> None:
+        self._requests.count(reason)
+
+    def count_connection(self, reason: str) -> None:
+        self._connections.count(reason)
 
 
 def loop_delays(registry: CollectorRegistry) -> TallyHistogram:

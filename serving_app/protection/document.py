@@ -13,11 +13,13 @@ _RETRY = {
     "Retry-After": {"description": "Seconds to wait before the same request may succeed", "schema": {"type": "integer", "minimum": 0}}
 }
 _CHALLENGE = {"WWW-Authenticate": {"description": "How to authenticate (RFC 6750)", "schema": {"type": "string"}}}
+_ALLOW = {"Allow": {"description": "The methods it takes (RFC 9110)", "schema": {"type": "string"}}}
 
 _EVERYWHERE: dict[str, tuple[str, dict[str, Any]]] = {
     "400": ("Not an HTTP request this service understands", {}),
     "401": ("No credential, or one that is not valid", _CHALLENGE),
     "403": ("The credential is valid, but not for this", {}),
+    "405": ("The address does not take this method", _ALLOW),
     "408": ("The request did not arrive in time", {}),
     "414": ("The address is too long", {}),
     "429": ("The credential's rate or daily quota is used up", _RETRY),

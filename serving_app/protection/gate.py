@@ -9,9 +9,8 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving_app.problems import ProblemError
-from serving_app.protection.admission import Admission
 from serving_app.protection.deadlines import Deadlines, Late, Running
-from serving_app.protection.guard import Guard, has_no_body, overloaded
+from serving_app.protection.guard import Guard, has_no_body
 
 
 def too_slow() -> ProblemError:
@@ -38,12 +37,11 @@ class Gate:
         if allowed.exempt:
             await app(scope, receive, send)
             return
-        scope["state"]["caller"] = allowed.caller.id
         task = asyncio.current_task()
         assert task is not None
-        running = Body(task, now, receive, self.guard.admission)
+        running = Body(task, now, receive, self.guard)
         if has_no_body(scope) and not running.work():
-            raise overloaded()
+            raise self.guard.overloaded()
         self.deadlines.open.add(running)
         try:
             await app(scope, running.receive, send)
@@ -51,7 +49,7 @@ class Gate:
             if running.late is not Late.ANSWER:  # the server's own: it shuts down
                 raise
             task.uncancel()
-            raise too_slow() from None
+            raise self.guard.counted(too_slow()) from None
         finally:
             self.deadlines.open.discard(running)
             running.done()
@@ -63,13 +61,14 @@ class Body(Running):
     A caller that sends slowly holds no place, so a thousand of them keep nobody out.
     """
 
-    __slots__ = ("_admission", "_held", "_receive", "_task", "_whole", "_working_since")
+    __slots__ = ("_admission", "_guard", "_held", "_receive", "_task", "_whole", "_working_since")
 
-    def __init__(self, task: "asyncio.Task[object]", started: float, receive: Receive, admission: Admission) -> None:
+    def __init__(self, task: "asyncio.Task[object]", started: float, receive: Receive, guard: Guard) -> None:
         super().__init__(started, reading=False)
         self._task = task
         self._receive = receive
-        self._admission = admission
+        self._guard = guard
+        self._admission = guard.admission
         self._held = 0
         self._whole = False
         self._working_since = 0.0  # monotonic seconds; 0.0 while it holds no place
@@ -102,14 +101,14 @@ class Body(Running):
             if self.late is not Late.BODY:
                 raise
             self._task.uncancel()
-            raise body_too_slow() from None
+            raise self._guard.counted(body_too_slow()) from None
         size = len(message.get("body", b""))
         self._held += size
         if not self._admission.hold(size):
-            raise overloaded()
+            raise self._guard.overloaded()
         if not message.get("more_body", False):
             self.reading = False
             self._whole = True
             if not self._working_since and not self.work():
-                raise overloaded()
+                raise self._guard.overloaded()
         return message

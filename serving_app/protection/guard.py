@@ -44,10 +44,6 @@ _UNASKED = Allowed(Caller("unasked", frozenset()))
 OPEN = Allowed(Caller("open", _ALL))
 
 
-def overloaded() -> ProblemError:
-    return unavailable(OVERLOADED, "the service has more requests than it can answer in time: come again later")
-
-
 class Guard:
     """`recognize` None: open to callers on this machine and to `trusted` networks, closed to all others."""
 
@@ -72,23 +68,31 @@ class Guard:
         self._allowed: dict[Caller, Allowed] = {}
 
     def check(self, scope: Mapping[str, Any], now: float) -> Allowed | ProblemError:
-        """`scope`: of ASGI, type http. `now`: monotonic seconds."""
+        """`scope`: of ASGI, type http; whoever is recognized stands in its state from then on, refused or not. `now`: monotonic seconds."""
         need = self._need(scope)
         if need.kind == "health":
             return _HEALTH
         found = self._who(scope, need)
         if isinstance(found, ProblemError):
             return found
+        caller = found.caller
+        scope["state"]["caller"] = caller.id
         if self.admission.full and need.kind != "metrics":  # under load the figures are what one wants
             self.admission.refuse()
-            self._count("overloaded")
-            return overloaded()
-        caller = found.caller
+            return self.overloaded()
         if caller.bucket is not None and (wait := caller.bucket.take(now)):
             return self._refuse("rate-limited", 429, "the key's rate of requests is used up", {"Retry-After": str(ceil(wait))})
         if caller.quota is not None and (wait := caller.quota.take(self._wall())):
             return self._refuse("quota-used-up", 429, "the key's requests of this day (UTC) are used up", {"Retry-After": str(ceil(wait))})
         return found
+
+    def overloaded(self) -> ProblemError:
+        return self.counted(unavailable(OVERLOADED, "the service has more requests than it can answer in time: come again later"))
+
+    def counted(self, refused: ProblemError) -> ProblemError:
+        """The same, counted among the refusals: for what a request is refused for only after it was let in."""
+        self._count(refused.kind)
+        return refused
 
     def _need(self, scope: Mapping[str, Any]) -> Need:
         path: str = scope["path"]
@@ -113,10 +117,10 @@ class Guard:
         text = credential(scope["headers"])
         found = text if isinstance(text, Unrecognized) else self._recognize(text, self._wall())
         if isinstance(found, Caller):
+            scope["state"]["caller"] = found.id
             return self._remember(found) if found.may(need) else self._refuse("not-allowed", 403, _NOT_FOR_THIS)
         if isinstance(found, ProblemError):
-            self._count(found.kind)
-            return found
+            return self.counted(found)
         # RFC 6750, 3.1: no error code where no credential was sent.
         challenge = _REALM if found is MISSING else f'{_REALM}, error="invalid_token"'
         return self._refuse("not-authenticated", 401, str(found), {"WWW-Authenticate": challenge})
@@ -157,8 +161,7 @@ class Guard:
         return allowed
 
     def _refuse(self, kind: str, status: int, detail: str, headers: Mapping[str, str] | None = None) -> ProblemError:
-        self._count(kind)
-        return ProblemError(status, kind, detail, headers=headers or {})
+        return self.counted(ProblemError(status, kind, detail, headers=headers or {}))
 
 
 def has_no_body(scope: Mapping[str, Any]) -> bool:

@@ -22,6 +22,10 @@ _TIMEOUT_S = 5.0
 _LARGEST = 1_000_000
 
 
+def is_address(source: str) -> bool:
+    return source.startswith(("https://", "http://"))
+
+
 class ProviderKeys:
     """`source`: an https address of a JSON Web Key Set, or a file with one."""
 
@@ -55,10 +59,11 @@ class ProviderKeys:
         return True
 
     async def _fetch(self) -> bytes:
-        if not self._source.startswith(("https://", "http://")):
+        if not is_address(self._source):
             return Path(self._source).read_bytes()
         async with httpx.AsyncClient(timeout=_TIMEOUT_S) as client, client.stream("GET", self._source) as answer:
-            answer.raise_for_status()
+            if not answer.is_success:  # httpx's own exception shows the address, which may carry a password
+                raise ValueError(f"the provider answered {answer.status_code}")
             parts, size = [], 0
             async for part in answer.aiter_bytes():
                 size += len(part)

@@ -4,21 +4,25 @@ Belongs here: putting the parts together, and the work beside the requests. Does
 """
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
 from redis.exceptions import RedisError
 
+from mlplatform.access_keys import KeysFileError
 from serving_app.protection.admission import Admission
 from serving_app.protection.callers import KeyRing
 from serving_app.protection.counters import Refusals, loop_delays
 from serving_app.protection.deadlines import Deadlines
 from serving_app.protection.gate import Gate
 from serving_app.protection.guard import Guard, Recognize
-from serving_app.protection.provider_keys import ProviderKeys
+from serving_app.protection.provider_keys import ProviderKeys, is_address
 from serving_app.protection.quotas import Pipelines, QuotaExchange
 from serving_app.protection.tokens import TokenRules, TokenVerifier
 from serving_app.settings import ServingSettings
@@ -34,9 +38,11 @@ log = structlog.get_logger(__name__)
 
 
 class Protection:
-    """Made with the application, open while it runs. `gate` is None before and after: then nothing is answered."""
+    """Made with the application, open while it runs. `gate` is None before and after: then nothing is answered. `turned_away` counts
+    connections refused before there was a request, by reason."""
 
     def __init__(self) -> None:
+        self.turned_away: Callable[[str], None] = lambda reason: None
         self.gate: Gate | None = None
         self.origins: tuple[str, ...] = ()
         self.headers: tuple[tuple[bytes, bytes], ...] = _HEADERS
@@ -46,7 +52,7 @@ class Protection:
         """Raises KeysFileError where keys are to be asked for and there are none."""
         admission = Admission(settings.serving_in_work, settings.serving_queue_target_s, buffer_bytes=settings.serving_buffer_limit)
         refusals = Refusals(registry, admission)
-        work = [_watch_loop(admission, loop_delays(registry))]
+        work: list[Coroutine[Any, Any, None]] = []
         recognize: Recognize | None = None
         if settings.serving_auth == "keys":
             ring = KeyRing(settings.keys_file)
@@ -57,12 +63,14 @@ class Protection:
             recognize = verifier.recognize
             work.append(ProviderKeys(settings.serving_jwt_keys, verifier).follow())
         guard = Guard(admission, recognize, settings.trusted_networks, settings.serving_metrics_open, refusals.count)
+        work.append(_watch_loop(admission, loop_delays(registry)))  # not before all that may raise: a coroutine made is to be run
         deadlines = Deadlines(settings.serving_body_timeout_s, settings.serving_request_timeout_s)
         self.origins = settings.cors_origins
         self.headers = (*_HEADERS, _HSTS) if settings.serving_tls_certificate else _HEADERS
         work.append(_sweep(deadlines))
         tasks = [asyncio.create_task(each) for each in work]
         self.gate = Gate(guard, deadlines)
+        self.turned_away = refusals.count_connection
         try:
             yield
         finally:
@@ -70,6 +78,31 @@ class Protection:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class CredentialsError(Exception):
+    """What callers are to be recognized by cannot be read; the message names the file, and what to do."""
+
+
+def check_credentials(settings: ServingSettings) -> None:
+    """Raises CredentialsError where a file is missing or spoilt that a start needs. A provider's address may be away for a while."""
+    if settings.serving_auth == "keys":
+        try:
+            KeyRing(settings.keys_file)
+        except KeysFileError as error:
+            raise CredentialsError(f"{error}; `mlplatform keys create NAME --file {settings.keys_file}` makes one") from error
+    elif settings.serving_auth == "jwt" and not is_address(settings.serving_jwt_keys):
+        path = Path(settings.serving_jwt_keys)
+        try:
+            document = json.loads(path.read_bytes())
+            TokenVerifier(_rules(settings)).take_keys(document if isinstance(document, dict) else {})
+        except OSError as error:
+            why = f"cannot be read: {error.strerror or type(error).__name__}"
+        except ValueError as error:
+            why = f"is no JSON Web Key Set: {error}"
+        else:
+            return
+        raise CredentialsError(f"MLPLATFORM_SERVING_JWT_KEYS: the file {path} {why}")
 
 
 def _rules(settings: ServingSettings) -> TokenRules:

@@ -53,6 +53,8 @@ class InferRequest:
             columns |= found
         if len(counts := {len(values) for values in columns.values()}) > 1:
             raise invalid_input([FieldError(f"the inputs must have one length, not {sorted(counts)}", field="inputs")])
+        if counts == {0}:
+            raise invalid_input([FieldError("the tensors must hold at least one row", field="inputs")])
         return rows_of(columns, contract)
 
 

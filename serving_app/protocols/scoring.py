@@ -42,6 +42,8 @@ def inputs_of_json(body: bytes, contract: ServingContract) -> list[dict[str, Any
         columns = _by_name(told[forms[0]], forms[0])
     else:
         columns = _records(told[forms[0]], forms[0], contract)
+    if not any(columns.values()):
+        raise _refused(f"{forms[0]} must hold at least one row", forms[0])
     return rows_of(columns, contract)
 
 
@@ -117,6 +119,8 @@ def _number(text: str) -> Any:
     """A number, None for a missing one; other text stays, for the check that names input and field (or as a category)."""
     if text in _MISSING:
         return None
+    if "_" in text or not text.isascii():  # numbers to Python, and to no other reader of CSV
+        return text
     for kind in (int, float):
         try:
             return kind(text)

@@ -60,8 +60,10 @@ async def readiness(serving: Serving) -> tuple[list[str], list[str]]:
     reasons += [_not_loaded(serving, name) for name in missing]
     if not serving.router.names() and not missing:
         tried = sorted(serving.watcher.refusals.keys() | serving.watcher.troubles.keys())
-        reasons += [_not_loaded(serving, model) for model in tried] or ["no model is loaded: none carries the alias 'production'"]
+        reasons += [_not_loaded(serving, model) for model in tried] or [f"no model is loaded: {_none_because(serving)}"]
     warnings: list[str] = []
+    if serving.watcher.registry_fault and serving.router.names():
+        warnings.append(f"{serving.watcher.registry_fault}; what is in memory goes on")
     try:
         async with asyncio.timeout(serving.settings.serving_redis_timeout_s):
             await serving.online.ping()
@@ -70,6 +72,14 @@ async def readiness(serving: Serving) -> tuple[list[str], list[str]]:
         instead = _INSTEAD.get(serving.settings.serving_fallback)
         (reasons if instead is None else warnings).append(away if instead is None else f"{away}; {instead}")
     return reasons, warnings
+
+
+def _none_because(serving: Serving) -> str:
+    if not serving.watcher.known:
+        return serving.watcher.unknown_because()
+    if not serving.settings.registry_url:
+        return "the verified cache holds none, and MLPLATFORM_MLFLOW_URL is not set"
+    return "none carries the alias 'production'"
 
 
 def _not_loaded(serving: Serving, model: str) -> str:

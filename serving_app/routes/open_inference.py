@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from serving_app.body import read_body
 from serving_app.deps import Serving, ServingDep
 from serving_app.predictor import Exchange, unknown_model
-from serving_app.problems import FieldError, ProblemError, bad_request, unavailable
+from serving_app.problems import FieldError, ProblemError, bad_request, no_parameters, unavailable
 from serving_app.protocols.open_inference import EXTENSIONS, infer_answer, metadata, parse_infer
 from serving_app.protocols.shapes import InferResponse, ModelMetadata, ModelReady, ServerLive, ServerMetadata, ServerReady
 from serving_app.router import Choice
@@ -108,6 +108,7 @@ async def _infer(request: Request, serving: Serving, model: str, version: str | 
     try:
         with serving.predictor.exchange(model, request.scope["state"]) as exchange:
             try:
+                no_parameters(request)
                 body, length = await _answered(request, serving, exchange, version, header_length)
             except ProblemError as problem:
                 raise bad_request(problem) from problem
@@ -122,8 +123,6 @@ async def _answered(
     request: Request, serving: Serving, exchange: Exchange, version: str | None, header_length: str | None
 ) -> tuple[bytes, int | None]:
     choice = serving.predictor.choose(exchange) if version is None else serving.predictor.pin(exchange, version)
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise ProblemError(415, "unsupported-media-type", "compressed bodies are not taken")
     limits = serving.settings
     body = await read_body(request.scope["headers"], request.receive, limits.serving_body_limit, (_OCTETS.encode(),))
     contract = choice.handle.contract

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from serving_app.body import read_body
 from serving_app.deps import Serving, ServingDep
 from serving_app.predictor import Answer, Exchange
-from serving_app.problems import FieldError, ProblemError, bad_request, unavailable
+from serving_app.problems import FieldError, ProblemError, bad_request, no_parameters, unavailable
 from serving_app.protocols.scoring import CSV, MLFLOW_VERSION, charset_of, inputs_of_csv, inputs_of_json
 from serving_app.protocols.shapes import Invoked
 from serving_app.routes.health import unready
@@ -45,6 +45,7 @@ async def invocations(model: str, request: Request, serving: ServingDep) -> Resp
     try:
         with serving.predictor.exchange(model, request.scope["state"]) as exchange:
             try:
+                no_parameters(request)
                 body = await _answered(request, serving, exchange)
             except ProblemError as problem:
                 raise bad_request(problem) from problem

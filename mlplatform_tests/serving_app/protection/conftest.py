@@ -17,7 +17,7 @@ def served_json() -> Iterator[Callable[[Any], str]]:
     def serve(document: Any) -> str:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                self.send_response(200)
+                self.send_response(200 if self.path == "/jwks.json" else 404)
                 self.end_headers()
                 self.wfile.write(json.dumps(document).encode())
 

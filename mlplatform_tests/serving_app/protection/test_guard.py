@@ -22,6 +22,7 @@ def scope(path: str = "/v1/models/m/predict", client: Any = ("127.0.0.1", 5), ro
         "path": path,
         "root_path": root,
         "client": client,
+        "state": {},
         "headers": [(name.encode(), value.encode()) for name, value in given.items()],
     }
 

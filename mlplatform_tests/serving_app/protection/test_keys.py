@@ -17,6 +17,8 @@ from mlplatform.access_keys import AccessKey, AccessKeys, HashedSecret
 from mlplatform.cli import app as command_line
 from mlplatform.client import NotAllowedError, PredictionClient
 from mlplatform.contracts import prediction_stream
+from mlplatform.queries import status as ask_status
+from mlplatform.queries import use_home
 
 PREDICT = "/v1/models/basket/predict"
 ROW = {"shop": "s1", "customer": 7, "placed_at": "2013-09-01T10:30:00Z", "price": 12.5, "items": 3, "channel": "store", "age": 30}
@@ -124,6 +126,27 @@ def test_the_platforms_client_sends_its_key(service, make_key) -> None:
     assert (refused.value.status, refused.value.kind) == (401, "not-authenticated")
 
 
+def test_the_platform_s_status_sends_its_key_and_says_when_one_is_missing(
+    make_model, open_service, make_key, tmp_path, monkeypatch
+) -> None:
+    key = make_key()["key"]
+    make_model().into_cache(tmp_path)
+    client = open_service(wait=False, serving_auth="keys")
+    eventually(lambda: client.get("/health/ready").status_code == 200)
+    monkeypatch.setenv("MLPLATFORM_SERVING_URL", str(client.base_url))
+
+    def status() -> dict[str, Any]:
+        return ask_status(tmp_path, use_home(tmp_path))
+
+    found = status()
+    assert found["serving"] is None
+    assert "status 401" in found["serving_fault"]
+    assert "MLPLATFORM_SERVING_API_KEY" in found["serving_fault"]
+    monkeypatch.setenv("MLPLATFORM_SERVING_API_KEY", f"{key}\n")
+    found = status()
+    assert ([model["name"] for model in found["serving"]], found["serving_fault"]) == (["basket"], "")
+
+
 def test_the_wrong_key_never_reaches_the_model(service, make_key, redis_url) -> None:
     make_key()
     ask = service()
@@ -213,10 +236,24 @@ def test_a_daily_quota_counts_what_other_replicas_took(service, make_key, redis_
     assert 0 < int(refused.headers["retry-after"]) <= 86_400
 
 
-def test_without_its_file_of_keys_the_service_does_not_start(run_service) -> None:
+def test_a_refused_request_s_line_names_the_caller_who_was_recognized(run_service, make_model, make_key, tmp_path) -> None:
+    make_model().into_cache(tmp_path)
+    made = {
+        429: make_key("--rate", "0.001", "--burst", "1"),
+        403: make_key("--model", "other"),
+        422: make_key(),
+    }
     process = run_service(MLPLATFORM_SERVING_AUTH="keys")
-    assert process.popen.wait(20) != 0
-    assert "cannot be read" in process.log.read_text()
+    process.wait_ready()
+    for path in (PREDICT, f"{PREDICT}?features=true"):  # the hot route, and the way through the application
+        for status, key in made.items():
+            for _ in range(2):
+                answer = httpx.post(f"{process.url}{path}", json={} if status == 422 else BODY, headers={"x-api-key": key["key"]})
+            assert answer.status_code == status
+    process.stop()
+    lines = [json.loads(line) for line in process.log.read_text().splitlines()]
+    told = {(line["status"], line["caller"]) for line in lines if line["event"] == "request_refused"}
+    assert told == {(status, key["id"]) for status, key in made.items()}
 
 
 def test_no_secret_is_kept_and_none_is_printed_again(make_key, tmp_path) -> None:

@@ -1,5 +1,6 @@
 """TLS with a certificate that is renewed, web pages of other origins, and settings the service does not start with."""
 
+import json
 import ssl
 import time
 from datetime import UTC, datetime, timedelta
@@ -129,6 +130,10 @@ def test_what_production_may_be_set_to_is_accepted() -> None:
         (JWT | {"serving_jwt_keys": "http://id.example/jwks"}, "https"),
         (JWT | {"serving_jwt_algorithms": "RS256,HS256"}, "HS256"),
         (JWT | {"serving_jwt_algorithms": "none"}, "none"),
+        ({"serving_jwt_algorithms": "HS256"}, "HS256"),  # whoever asks for tokens later
+        ({"redis_url": "http://:secret@redis:6379/0"}, "MLPLATFORM_REDIS_URL is no address of a Redis"),
+        ({"redis_url": "redis://:secret@redis:port"}, "MLPLATFORM_REDIS_URL is no address of a Redis"),
+        ({"online_url": ":secret@redis"}, "MLPLATFORM_ONLINE_URL is no address of a Redis"),
         (JWT | {"serving_jwt_algorithms": ","}, "names none"),
         ({"serving_cors_origins": "*"}, "scheme://host"),
         ({"serving_cors_origins": "https://shop.example/"}, "scheme://host"),
@@ -141,3 +146,39 @@ def test_what_production_may_be_set_to_is_accepted() -> None:
 def test_settings_that_would_leave_a_door_open_are_refused(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         ServingSettings(**SAFE | changes)
+
+
+def test_a_start_that_cannot_be_is_told_in_one_line_that_says_what_to_mend(run_service, tmp_path) -> None:
+    spoilt, empty = tmp_path / "spoilt.json", tmp_path / "empty.json"
+    spoilt.write_text("no json")
+    empty.write_text('{"keys": []}')
+    jwt = {"MLPLATFORM_SERVING_AUTH": "jwt", "MLPLATFORM_SERVING_JWT_ISSUER": "i", "MLPLATFORM_SERVING_JWT_AUDIENCE": "a"}
+    keys, tls = (
+        "MLPLATFORM_SERVING_JWT_KEYS",
+        {"MLPLATFORM_SERVING_TLS_CERTIFICATE": str(spoilt), "MLPLATFORM_SERVING_TLS_KEY": str(spoilt)},
+    )
+    cases: list[tuple[dict[str, str], str]] = [
+        ({"MLPLATFORM_SERVING_AUTH": "keys"}, f"No such file or directory; `mlplatform keys create NAME --file {tmp_path}"),
+        ({"MLPLATFORM_SERVING_AUTH": "keys", "MLPLATFORM_SERVING_KEYS_FILE": str(spoilt)}, "is not of the form `mlplatform keys` writes"),
+        ({"MLPLATFORM_REDIS_URL": "http://:pwsecret@127.0.0.1:1"}, "MLPLATFORM_REDIS_URL is no address of a Redis"),
+        (jwt | {keys: str(tmp_path / "none.json")}, f"{keys}: the file {tmp_path / 'none.json'} cannot be read: No such file"),
+        (jwt | {keys: str(spoilt)}, f"{keys}: the file {spoilt} is no JSON Web Key Set"),
+        (jwt | {keys: str(empty)}, "has no key for the algorithms RS256, ES256"),
+        (tls, f"the certificate {spoilt} and its key {spoilt} cannot be used"),
+    ]
+    for settings, told in cases:
+        process = run_service(**settings)
+        assert process.popen.wait(20) == 2, process.log.read_text()
+        [line] = process.log.read_text().splitlines()
+        assert line.startswith("error: ")
+        assert told in line
+        assert "pwsecret" not in line
+
+
+def test_a_setting_that_is_none_is_told_at_the_start_with_the_one_that_may_be_meant(run_service) -> None:
+    process = run_service(MLPLATFORM_SERVING_BODY_LIMT="3", MLPLATFORM_SERVING_URL="http://127.0.0.1:1")
+    while not (process.popen.poll() or "service_started" in process.log.read_text()):
+        time.sleep(0.02)
+    process.stop()
+    told = [line for text in process.log.read_text().splitlines() if (line := json.loads(text))["event"] == "setting_unknown"]
+    assert [(line["name"], line["did_you_mean"]) for line in told] == [("MLPLATFORM_SERVING_BODY_LIMT", "MLPLATFORM_SERVING_BODY_LIMIT")]

@@ -1,6 +1,7 @@
 """The service on a real socket, as its own process: what is too long, too slow, too much or no HTTP; and random bytes at every route."""
 
 import asyncio
+import gzip
 import json
 import random
 import re
@@ -111,6 +112,58 @@ def test_connections_on_top_are_closed_and_those_open_go_on(service) -> None:
     finally:
         for connection in held:
             connection.close()
+
+
+def test_what_is_refused_before_there_is_a_request_is_counted_and_logged(service) -> None:
+    url = service(MLPLATFORM_SERVING_CONNECTIONS="20", MLPLATFORM_SERVING_HEAD_TIMEOUT_S="0.5")
+    process = service.process
+    exchange(url, b"GARBAGE\r\n\r\n")
+    exchange(url, head("GET", "/" + "a" * 40_000))
+    exchange(url, head("GET", "/health/live", "X-Long: " + "a" * 40_000))
+    exchange(url, b"GET /health/live HTTP/1.1\r\nHost: x")
+    held = [socket.create_connection((url.host, url.port)) for _ in range(20)]
+    exchange(url, head("GET", "/health/live"))
+    for connection in held:
+        connection.close()
+    deadline = time.monotonic() + 10
+    while (answer := httpx.get(f"{process.url}/metrics")).status_code != 200:  # while their places are still taken
+        assert time.monotonic() < deadline
+    counted = dict(re.findall(r'mlplatform_connections_refused_total\{reason="([a-z-]+)"\} (\d+)', answer.text))
+    assert {name: int(count) > 0 for name, count in counted.items()} == dict.fromkeys(
+        ("not-http", "address-too-long", "header-too-large", "head-too-slow", "overloaded"), True
+    )
+    process.stop()
+    lines = [line for text in process.log.read_text().splitlines() if (line := json.loads(text))["event"] == "connection_refused"]
+    assert {(line["status"], line["reason"], line["client"]) for line in lines} == {
+        (status, reason, "127.0.0.1")
+        for status, reason in (
+            (400, "not-http"),
+            (414, "address-too-long"),
+            (431, "header-too-large"),
+            (408, "head-too-slow"),
+            (503, "overloaded"),
+        )
+    }
+
+
+def test_a_body_that_comes_too_slowly_counts_as_refused(service) -> None:
+    url = service(MLPLATFORM_SERVING_BODY_TIMEOUT_S="0.3")
+    sized = ("Content-Type: application/json", "Content-Length: 100")
+    for path in (PREDICT, f"{PREDICT}?features=true"):
+        assert exchange(url, head("POST", path, *sized) + b'{"inputs').startswith(b"HTTP/1.1 408")
+    assert 'mlplatform_requests_refused_total{reason="body-too-slow"} 2.0' in httpx.get(f"{service.process.url}/metrics").text
+
+
+@pytest.mark.parametrize("path", [PREDICT, f"{PREDICT}?explain=true", "/v1/models/basket/invocations", "/v2/models/basket/infer"])
+def test_a_body_that_is_compressed_or_says_so_is_refused_on_every_route(make_model, open_service, tmp_path, path) -> None:
+    make_model().into_cache(tmp_path)
+    client = open_service()
+    for body, coding in ((gzip.compress(BODY), "gzip"), (BODY, "gzip"), (BODY, "br")):
+        answer = client.post(path, content=body, headers={"content-type": "application/json", "content-encoding": coding})
+        assert (answer.status_code, answer.json()["detail"]) == (415, "compressed bodies are not taken")
+        assert answer.headers["accept-encoding"] == "identity"
+    plain = client.post(PREDICT, content=BODY, headers={"content-type": "application/json", "content-encoding": "identity"})
+    assert plain.status_code == 200
 
 
 def fuzzed(rng: random.Random) -> bytes:

@@ -180,6 +180,16 @@ def test_a_provider_that_fails_leaves_the_keys_read_before(rsa_key, ec_key, tmp_
     assert isinstance(made.recognize(jwt.encode(claims(), rsa_key, "RS256", headers={"kid": "r"}), NOW), Caller)
 
 
+def test_a_password_in_the_provider_s_address_stays_out_of_the_log(served_json, capsys) -> None:
+    import asyncio
+
+    address = served_json({}).replace("http://", "http://user:pwsecret@") + "-which-is-not-there"
+    assert not asyncio.run(_read(ProviderKeys(address, TokenVerifier(RULES))))
+    told = capsys.readouterr()
+    assert "provider_keys_unread" in told.out + told.err
+    assert "pwsecret" not in told.out + told.err
+
+
 def test_the_running_service_answers_a_bearer_and_nobody_else(
     make_model, open_service, tmp_path: Path, rsa_key, ec_key, served_json: Callable[[Any], str]
 ) -> None:

@@ -201,7 +201,7 @@ WRONG = [
     ([("orders", [1.0], "FP32"), ("returns", [1.0, 2.0], "FP32")], "must have one length"),
     ([("features", [[float("inf")] * 10], "FP32")], "input 0, field 'features.orders': must be a finite number"),
     ([("shop", [7], "INT32")], "input 0, field 'shop': must be a string"),
-    ([("features", np.zeros((0, 10)), "FP32")], "non-empty list"),
+    ([("features", np.zeros((0, 10)), "FP32")], "the tensors must hold at least one row"),
 ]
 
 

@@ -152,7 +152,7 @@ BROKEN = [
     ({"dataframe_split": [ROW]}, "must be an object with `columns` and `data`"),
     ({"dataframe_split": {"columns": ["age", "age"], "data": []}}, "must be a list of different names"),
     ({"dataframe_split": {"columns": ["age"], "data": [[1, 2]]}}, "input 0: must be a list of 1 values"),
-    ({"dataframe_split": {"columns": list(ROW), "data": []}}, "non-empty list"),
+    ({"dataframe_split": {"columns": list(ROW), "data": []}}, "dataframe_split must hold at least one row"),
     ({"inputs": [ROW | {"nonsense": 1}]}, "'nonsense' is neither a request field nor a feature"),
     ({"inputs": [ROW | {"age": "old"}]}, "input 0, field 'age': must be an integer"),
     ('{"inputs": [{"orders": Infinity}]}', "must be a finite number"),
@@ -206,3 +206,39 @@ def test_parquet_and_other_models_are_refused(client) -> None:
     for answer in (client.post("/v1/models/other/invocations", json={}), client.get("/v1/models/other/ping")):
         assert answer.status_code == 404
     assert client.post("/v1/models/other/invocations", json={}).json()["error_code"] == "RESOURCE_DOES_NOT_EXIST"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"dataframe_split": {"columns": list(ROW), "data": []}},
+        {"inputs": {"age": []}},
+        {"instances": []},
+        {"dataframe_split": {"data": []}},
+    ],
+)
+def test_a_table_without_rows_is_refused_in_the_words_of_its_form(client, body) -> None:
+    answer = client.post(PATH, json=body)
+    assert answer.status_code == 400
+    [form] = body
+    assert answer.json()["detail"].startswith(form)
+    assert answer.json()["errors"][0]["field"] == form
+
+
+@pytest.mark.parametrize("number", ["1_545", "\u0661\u0665"])
+def test_numbers_that_only_python_reads_are_refused_in_csv(client, number) -> None:
+    body = pd.DataFrame([ROW | {"customer": number}]).to_csv(index=False)
+    answer = client.post(PATH, content=body.encode(), headers={"content-type": "text/csv"})
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, "customer")
+
+
+@pytest.mark.parametrize("path", [PATH, "/v2/models/basket/infer", "/v2/models/basket/versions/1/infer", "/v1/models/basket/predict"])
+def test_a_query_parameter_that_means_nothing_is_refused_by_name_on_every_route_that_predicts(client, path) -> None:
+    answer = client.post(f"{path}?foo=1", json={"inputs": [ROW]})
+    assert answer.status_code in (400, 422)
+    assert answer.json()["detail"] == "query parameter 'foo' is not known here"
+    assert answer.json()["errors"] == [{"field": "query.foo", "detail": "query parameter 'foo' is not known here"}]
+    if not path.endswith("/predict"):
+        assert "'explain'" in client.post(f"{path}?explain=true", json={"inputs": [ROW]}).json()["detail"]
+    else:
+        assert "query parameter 'explain': " in client.post(f"{path}?explain=maybe", json={"inputs": [ROW]}).json()["detail"]

@@ -232,6 +232,47 @@ def test_rules_refused_before_a_start_leave_the_ones_that_were_in_place(mlflow, 
         eventually(lambda client=client: variants(client, "restarted") == good)
 
 
+@pytest.mark.parametrize("fields", [("nofield",), ("shop", "nofield"), ("region",)])  # `region` is a constant: in every request the same
+def test_rules_that_draw_on_a_field_nobody_sends_are_refused_and_the_earlier_go_on(
+    mlflow, registered, open_service, notify, fields
+) -> None:
+    model = f"drawn-{'-'.join(fields)}"
+    first, second = registered(model, 2)
+    mlflow.alias(model, second, CANARY)
+    mlflow.tag(model, TRAFFIC_TAG, HALF.canonical_json())
+    client = open_service(mlflow_url=mlflow.url, serving_models=model, serving_poll_s=60)
+    before = {i: ask(client, model, i) for i in range(1, 20)}
+    assert set(before.values()) == {("champion", first), ("canary", second)}
+
+    mlflow.tag(model, TRAFFIC_TAG, TrafficRules(canary=CanaryRule(weight=60), sticky_on=fields).canonical_json())
+    notify(model)
+    eventually(lambda: traffic(client, model)["refused"])
+    told = traffic(client, model)
+    assert repr(fields[-1]) in told["refused"]
+    assert "its fields: shop, customer, placed_at" in told["refused"]
+    assert told["sticky_on"] == ["customer", "shop"]
+    assert variants(client, model) == {"champion": (first, 50), "canary": (second, 50)}
+    assert {i: ask(client, model, i) for i in range(1, 20)} == before
+    assert any(repr(fields[-1]) in warning for warning in client.get("/health/ready").json()["warnings"])
+    assert f'mlplatform_model_refused_total{{model="{model}",step="traffic"}} 1.0' in client.get("/metrics").text
+
+
+def test_rules_made_for_another_champion_draw_on_the_fields_of_this_one(mlflow, registered, make_model, open_service, notify) -> None:
+    _, second = registered("redrawn", 2)
+    mlflow.alias("redrawn", second, CANARY)
+    mlflow.tag("redrawn", TRAFFIC_TAG, TrafficRules(canary=CanaryRule(weight=50), sticky_on=("age",)).canonical_json())
+    client = open_service(mlflow_url=mlflow.url, serving_models="redrawn", serving_poll_s=60)
+    assert traffic(client, "redrawn")["sticky_on"] == ["age"]
+    contract = make_model(model="redrawn").contract.model_dump(mode="json")
+    fields = [field | {"constant": "30"} if field["name"] == "age" else field for field in contract["fields"]]
+    third = mlflow.register("redrawn", make_model(seed=9, model="redrawn", fields=fields).files)
+    mlflow.alias("redrawn", third)
+    notify("redrawn")
+    eventually(lambda: "'age'" in (traffic(client, "redrawn")["refused"] or ""))
+    assert traffic(client, "redrawn")["sticky_on"] == ["customer", "shop"]
+    assert variants(client, "redrawn") == {"champion": (third, 50), "canary": (second, 50)}
+
+
 def test_versions_that_nothing_names_leave_memory(mlflow, registered, open_service, notify, monkeypatch) -> None:
     loaded: dict[int, Any] = {}
     real = serving_app.model_loader.load_model
