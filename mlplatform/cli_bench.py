@@ -30,6 +30,18 @@ def bench_fingerprint(as_json: AsJson = False) -> None:
     raise typer.Exit(run_bench_fingerprint(as_json))
 
 
+@bench.command("judge")
+def bench_judge(
+    quick: Annotated[bool, typer.Option("--quick", help="A fifth of the canaries, fewer looks.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the simulated traffic.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """How often the canary judge is wrong, and how soon it is right, over simulated canaries."""
+    from mlplatform.local.bench_judge import run_bench_judge
+
+    raise typer.Exit(run_bench_judge(quick, seed, as_json))
+
+
 @bench.command(name="online")
 def bench_online(
     entities: Annotated[int, typer.Option(min=1000, max=10_000_000, help="Entities of each of the three views.")] = 30_000,

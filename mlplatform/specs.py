@@ -10,11 +10,12 @@ from typing import Annotated, Literal
 import polars as pl  # at run time too: pydantic resolves the annotations below
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
+from mlplatform.release_policy import CanaryPolicy
+
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 DType = Literal["string", "int", "float", "bool", "date", "timestamp"]
 
-# The functions a declaration carries.
 RowExpression = Callable[[], "pl.Expr"]
 Tables = Mapping[str, "pl.DataFrame"]
 
@@ -346,10 +347,9 @@ class ModelSpec(Spec):
     description: str
     owner: str = "team:ml"
     task: Literal["binary", "quantiles"] = "binary"
-    # For the task "quantiles": the levels an answer gives, ascending, the median among them; it stands as the prediction.
+    # The levels an answer of the task "quantiles" gives, ascending, the median among them; it stands as the prediction.
     quantiles: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
-    # Labels are clipped to it, wherever a model learns from them or is measured by them. None: taken as they are.
-    label_range: tuple[float, float] | None = None
+    label_range: tuple[float, float] | None = None  # labels are clipped to it to learn from and to measure; None: taken as they are
     trainer: str = "xgboost_classifier"
     feature_service: str
     inputs: Mapping[str, timedelta]
@@ -365,11 +365,11 @@ class ModelSpec(Spec):
     # Who must agree before a version answers callers: the gates alone, also a person, or also a person who did not train it.
     approval: Literal["gates", "person", "other_person"] = "gates"
     champion_gate: ChampionGate = ChampionGate()
+    canary: CanaryPolicy = CanaryPolicy()
     cost: CostMatrix | None = None
     retrain: RetrainPolicy = RetrainPolicy()
     skew: SkewPolicy = SkewPolicy()
-    # How long after T an outcome may still arrive; monitoring waits for it before it calls a label missing.
-    max_label_delay: timedelta = timedelta(hours=36)
+    max_label_delay: timedelta = timedelta(hours=36)  # after T; monitoring waits so long before it calls a label missing
     seed: int = 20130901
 
     @model_validator(mode="after")

@@ -58,7 +58,10 @@ def test_the_views_are_listed_with_their_newest_value_and_their_consumers(run, l
     found = views["origin_weather"]
     assert (found["keys"], found["features"], found["rows"]) == (["origin"], 11, 40)
     assert (found["newest_value"], found["age_s"]) == ("2013-09-02T11:00:00+00:00", 3600)
-    assert [(c["model"], c["service"]) for c in found["consumers"]] == [("flight_disruption", "flight_disruption_v1")]
+    assert [(c["model"], c["service"]) for c in found["consumers"]] == [
+        ("arrival_delay", "flight_disruption_v1"),
+        ("flight_disruption", "flight_disruption_v1"),
+    ]
     assert views["nyc_state"]["note"] == "no table yet"
     shown = run("features").stdout
     assert "1 h ago" in shown

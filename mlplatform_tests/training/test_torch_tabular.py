@@ -254,7 +254,15 @@ def test_a_fit_on_cuda_answers_as_its_file_does_on_the_processor(parts):
 
 def _ranks(process):
     """The ranks among a process's children, in their order."""
-    return sorted((c for c in process.children() if any("spawn_main" in part for part in c.cmdline())), key=lambda c: c.create_time())
+    return sorted((c for c in process.children() if any("spawn_main" in part for part in _command(c))), key=lambda c: c.create_time())
+
+
+def _command(process: psutil.Process) -> list[str]:
+    """Empty for one that has ended, of whatever test."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:  # a zombie's, too
+        return []
 
 
 def _wait_until(condition, process, seconds=90):
