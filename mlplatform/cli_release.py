@@ -106,6 +106,35 @@ def promote(model: Model, number: Number, actor: Actor = "", home: Home = HERE) 
     raise typer.Exit(1 if decision.action == "refuse" else 0)
 
 
+def judge(
+    model: Model,
+    act: Annotated[bool, typer.Option("--act", help="Also carry the next step out, as the sensor does.")] = False,
+    home: Home = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """What the judge says of the canary that answers now: each measure beside the champion's, the verdict, the next step."""
+    clients = _writing(home, model)
+    from mlplatform.catalog.discover import catalogs
+    from mlplatform.orchestration.assets.canary import rows
+    from mlplatform.orchestration.canary_trial import judge_canary
+
+    spec = next(spec for catalog in catalogs() for spec in catalog.models if spec.name == model)
+    told = judge_canary(clients, spec, actor=clients.settings.acts_as, act=act)
+    if told is None:
+        print_json({"model": model, "canary": None}) if as_json else say(f"{model}: no canary answers")
+        return
+    lines = rows(told)
+    if as_json:
+        verdict = {"verdict": told.verdict.word, "reason": told.step.reason, "step": told.step.action, "percent": told.step.percent}
+        print_json({"model": model, "canary": told.trial.canary, "champion": told.trial.champion, **verdict, "measures": lines})
+        return
+    table(f"{model}: canary {told.trial.canary} beside champion {told.trial.champion}, {told.progress.percent:g} %", lines, empty="")
+    say(f"verdict  {told.verdict.word}: {told.verdict.reason}")
+    say(f"step     {told.step.action} ({told.step.reason}){'' if act else '; --act carries it out'}")
+    for reason in (*told.refused, *((told.unheard,) if told.unheard else ())):
+        say(f"note     {reason}")
+
+
 def rollback(model: Model, reason: Reason, actor: Actor = "", home: Home = HERE) -> None:
     """Back to the version that served before, in one step; recorded."""
     clients = _writing(home, model)

@@ -44,6 +44,7 @@ class CanaryPolicy(BaseModel):
     alpha: _Level = 0.01
     beta: _Level = 0.05
     steps: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = (1, 5, 25, 50)  # percent of the entities; then it is promoted
+    window: timedelta = timedelta(minutes=5)  # of one look
     min_requests: int = Field(default=100, ge=1)  # of the canary, at each step
     min_step: timedelta = timedelta(minutes=10)
     max_duration: timedelta = timedelta(days=7)

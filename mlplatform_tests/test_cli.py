@@ -40,7 +40,7 @@ from mlplatform.verified import Identity, seal
 COMMANDS = [
     *("demo", "stream", "up", "down", "status", "doctor", "models", "history", "promote", "rollback", "replay", "bench"),
     *("deployment", "approve", "reject"),
-    *("features", "fingerprint", "online", "feast", "traffic", "keys"),
+    *("features", "fingerprint", "online", "feast", "traffic", "judge", "keys"),
     "version",
 ]
 HEAVY = ("dagster", "mlflow", "feast", "polars", "pandas", "numpy", "rich.console", "pydantic", "httpx", "redis")

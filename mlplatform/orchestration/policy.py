@@ -37,6 +37,7 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
         "deployment": Stage("deployment", frozenset({"mlflow"})),
         "predictions": Stage("monitoring", frozenset({"redis", "deltalake"})),
         "outcomes": Stage("monitoring", frozenset({"polars", "deltalake"})),
+        "canary": Stage("deployment", frozenset({"polars", "mlflow"})),
         "performance": Stage("monitoring", frozenset({"polars"})),
         "data_drift": Stage("monitoring", frozenset({"evidently"})),
         "prediction_drift": Stage("monitoring", frozenset({"evidently"})),

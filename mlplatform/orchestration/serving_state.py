@@ -6,7 +6,7 @@ Belongs here: carrying a decision out, for the asset and the CLI alike. Does not
 from collections.abc import Mapping
 from typing import Any
 
-from mlplatform.contracts import MODELS_CHANNEL, PREVIOUS, PRODUCTION
+from mlplatform.contracts import CANARY, MODELS_CHANNEL, PREVIOUS, PRODUCTION
 from mlplatform.deployment.decide import (
     Decision,
     NothingToRollBackToError,
@@ -21,6 +21,7 @@ from mlplatform.orchestration.recording import record
 from mlplatform.orchestration.release_state import settle, signed_off, unapproved, unverified, write_states
 from mlplatform.orchestration.resources import Clients
 from mlplatform.orchestration.summaries import newest_summary
+from mlplatform.orchestration.traffic_state import set_canary_weight, set_side
 from mlplatform.records import SkewSummary
 
 
@@ -79,6 +80,8 @@ def promote(
         failed.insert(0, f"gates: version {version}: {why}")
     decision = decide_promotion(version, failed, serving_state(clients, model), by_hand)
     carry_out(clients, decision, actor, run_id, {**signed_off(registered), **(evidence or {})})
+    if decision.action in ("promote", "none"):  # none: repeated after it was cut off here
+        _no_canary_any_more(clients, model, version, actor, f"version {version} serves everybody", run_id)
     return decision
 
 
@@ -95,5 +98,16 @@ def roll_back(
             raise NothingToRollBackToError(
                 f"version {target.version} of {model}, which served before, must not answer: {why}; promote another"
             )
+        if decision.before is not None:
+            # First: cut off behind it, the same command is given again; the other way round nobody would look for it.
+            _no_canary_any_more(clients, model, decision.before, actor, reason, run_id)
     carry_out(clients, decision, actor, run_id, evidence)
     return decision
+
+
+def _no_canary_any_more(clients: Clients, model: str, version: int, actor: str, reason: str, run_id: str) -> None:
+    """A version that serves, or is taken out of service, must not answer as canary beside that."""
+    canary = clients.registry.by_alias(model, CANARY)
+    if canary is not None and canary.version == version:
+        set_canary_weight(clients, model, 0.0, actor, reason, run_id)
+        set_side(clients, model, CANARY, None, actor, reason, run_id)

@@ -25,7 +25,7 @@ def jobs(found: Sequence[Catalog]) -> list[Job]:
     for catalog in found:
         made += [reference_job(catalog), daily_job(catalog), ingestion_job(catalog), stream_job(catalog), online_job(catalog)]
         for spec in catalog.models:
-            made += [training_job(spec), monitoring_job(spec)]
+            made += [training_job(spec), monitoring_job(spec), canary_job(spec)]
     return made
 
 
@@ -90,6 +90,16 @@ def monitoring_job(spec: ModelSpec) -> Job:
         f"{spec.name}_monitoring",
         selection=dg.AssetSelection.assets(*(policy.key(stage, spec.name) for stage in stages)),
         description="Prediction log, outcomes, performance, drift and skew",
+    )
+
+
+def canary_job(spec: ModelSpec) -> Job:
+    """What was asked and answered lately, and the judgement over it."""
+    stages = ("predictions", "outcomes", "canary")
+    return dg.define_asset_job(
+        f"{spec.name}_canary",
+        selection=dg.AssetSelection.assets(*(policy.key(stage, spec.name) for stage in stages)),
+        description="Prediction log, outcomes, and the judge's next step for the canary",
     )
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import dagster as dg
 
 from mlplatform.contracts import EVALUATION_TAG, PRODUCTION, prediction_stream
+from mlplatform.deployment.evidence import on_trial
 from mlplatform.monitoring.retrain import decide_retrain
 from mlplatform.orchestration import policy
 from mlplatform.orchestration.automation.decisions import new_entries, new_outcomes
 from mlplatform.orchestration.automation.guard import guard_sensor
-from mlplatform.orchestration.automation.jobs import monitoring_job, stream_job, training_job, training_run_config
+from mlplatform.orchestration.automation.jobs import canary_job, monitoring_job, stream_job, training_job, training_run_config
 from mlplatform.orchestration.automation.schedules import request_for_day
 from mlplatform.orchestration.resources import Clients, PlatformResource
 from mlplatform.orchestration.summaries import newest_summary
@@ -47,7 +48,7 @@ def sensors(found: Sequence[Catalog]) -> list[dg.SensorDefinition]:
         if any(isinstance(s.reader, StreamReader) for s in catalog.sources):
             made.append(_new_events(catalog))
         for spec in catalog.models:
-            made += [_new_outcomes(spec), _retrain(spec), guard_sensor(spec)]
+            made += [_new_outcomes(spec), _retrain(spec), guard_sensor(spec), _canary(spec)]
     return made
 
 
@@ -131,6 +132,25 @@ def _retrain(spec: ModelSpec) -> dg.SensorDefinition:
         return dg.SensorResult(run_requests=[request], cursor=decision.cursor)
 
     return retrain
+
+
+def _canary(spec: ModelSpec) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=f"{spec.name}_canary",
+        job_name=canary_job(spec).name,
+        minimum_interval_seconds=60,
+        default_status=RUNNING,
+        description="Has the canary judged, as long as one answers; one judgement at a time.",
+    )
+    def canary(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SensorResult:
+        clients = platform.clients
+        if on_trial(clients.ledger.entries(spec.name), spec.canary.window) is None:
+            return dg.SensorResult(skip_reason="no canary answers")
+        if _unfinished(context, canary_job(spec).name):
+            return dg.SensorResult(skip_reason="the last judgement is under way")
+        return dg.SensorResult(run_requests=[dg.RunRequest()])
+
+    return canary
 
 
 def _unfinished(context: dg.SensorEvaluationContext, job: str) -> bool:

@@ -11,7 +11,7 @@ JOBS = {
     "flights_events",
     "flights_online_rebuild",
     "release_judgement",
-    *(f"{model}_{job}" for model in MODELS for job in ("training", "monitoring")),
+    *(f"{model}_{job}" for model in MODELS for job in ("training", "monitoring", "canary")),
 }
 SCHEDULES = {
     "flights_reference_daily": ("flights_reference", "15 0 * * *"),
@@ -27,6 +27,7 @@ SENSORS = {
     **{f"{model}_new_outcomes": {f"{model}_monitoring"} for model in MODELS},
     **{f"{model}_retrain": {f"{model}_training"} for model in MODELS},
     **{f"{model}_guard": set() for model in MODELS},
+    **{f"{model}_canary": {f"{model}_canary"} for model in MODELS},
 }
 
 

@@ -1,0 +1,139 @@
+"""What the judge looks at, made from what was logged: spans of time with both arms side by side; pure, over frames.
+
+Belongs here: windows, sums, the scale from 0 to 1. Does not belong here: reading tables, judging.
+
+A prediction counts in the window in which it was asked, its label in the window in which it became known: so no window changes once it is
+over, whatever comes late, and both arms wait for their labels alike.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import numpy as np
+import polars as pl
+
+from mlplatform.contracts import CANARY_VARIANT, CHAMPION_VARIANT
+from mlplatform.deployment.confidence import Arm, Sketch
+from mlplatform.deployment.history import changes
+from mlplatform.deployment.judge import ArmLook, Look, Progress
+from mlplatform.records import LedgerEntry
+from mlplatform.specs import ModelSpec
+
+COUNTERS = pl.Schema(
+    {
+        "at": pl.Datetime("us", "UTC"),
+        "process": pl.Float64,
+        "variant": pl.String,
+        "version": pl.Int64,
+        "requests": pl.Int64,
+        "errors": pl.Int64,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A canary on trial: `canary` and `champion` are versions, `began` when the canary got its first share."""
+
+    canary: int
+    champion: int
+    began: datetime
+    window: timedelta
+
+
+def looks(spec: ModelSpec, trial: Trial, outcomes: pl.DataFrame, counters: pl.DataFrame) -> list[Look]:
+    """Oldest first. `outcomes` as `monitoring.outcomes.join_outcomes` gives them (every prediction, with its label where that is known);
+    `counters`: what the services counted, read now and then, with the columns of `COUNTERS`."""
+    found = [*_of_answers(spec, trial, outcomes), *_of_labels(spec, trial, outcomes), *_of_counters(trial, counters)]
+    return sorted(found, key=lambda look: look.until)
+
+
+def _arms(trial: Trial, rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    versions = {CANARY_VARIANT: trial.canary, CHAMPION_VARIANT: trial.champion}
+    return {variant: rows.filter((pl.col("variant") == variant) & (pl.col("version") == version)) for variant, version in versions.items()}
+
+
+def _windows(trial: Trial, rows: pl.DataFrame, time: str) -> Iterator[tuple[datetime, dict[str, pl.DataFrame]]]:
+    since = (pl.col(time) - pl.lit(trial.began)).dt.total_microseconds()
+    placed = rows.filter(since >= 0).with_columns((since // (trial.window // timedelta(microseconds=1))).alias("_window"))
+    for (number,), part in sorted(placed.group_by("_window"), key=lambda group: group[0]):
+        yield trial.began + (int(number) + 1) * trial.window, _arms(trial, part)  # type: ignore[call-overload]  # a number
+
+
+def _of_answers(spec: ModelSpec, trial: Trial, outcomes: pl.DataFrame) -> Iterator[Look]:
+    def arm(rows: pl.DataFrame) -> ArmLook:
+        predictions = Arm.of(_scaled(spec, rows["prediction"].to_numpy()))
+        # A request of many inputs took its time once.
+        latencies = Sketch.of(rows.unique("request_id")["latency_ms"].to_numpy())
+        return ArmLook(latencies=latencies, predictions=predictions)
+
+    for until, arms in _windows(trial, outcomes, "requested_at"):
+        yield Look(until, 0.0, arm(arms[CHAMPION_VARIANT]), arm(arms[CANARY_VARIANT]))
+
+
+def _of_labels(spec: ModelSpec, trial: Trial, outcomes: pl.DataFrame) -> Iterator[Look]:
+    def arm(rows: pl.DataFrame) -> ArmLook:
+        label, predicted = _scaled(spec, rows["label"].to_numpy()), _scaled(spec, rows["prediction"].to_numpy())
+        return ArmLook(losses=Arm.of(_loss(spec, rows, label, predicted)), residuals=Arm.of((1 + label - predicted) / 2))
+
+    known = outcomes.filter((pl.col("state") == "known") & (pl.col("requested_at") >= trial.began))
+    for until, arms in _windows(trial, known, "label_known_at"):
+        yield Look(until, 0.0, arm(arms[CHAMPION_VARIANT]), arm(arms[CANARY_VARIANT]))
+
+
+def _loss(spec: ModelSpec, rows: pl.DataFrame, label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    if not spec.quantiles:
+        return np.asarray((label - predicted) ** 2)
+    answers = _scaled(spec, np.array(rows["quantiles"].to_list(), dtype=float).reshape(len(label), len(spec.quantiles)))
+    levels, error = np.array(spec.quantiles), label[:, None] - answers
+    return np.asarray(np.maximum(levels * error, (levels - 1) * error).mean(axis=1))
+
+
+def _scaled(spec: ModelSpec, values: np.ndarray) -> np.ndarray:
+    low, high = spec.label_range or (0.0, 1.0)
+    return np.asarray(np.clip((values - low) / (high - low), 0.0, 1.0))
+
+
+def _of_counters(trial: Trial, counters: pl.DataFrame) -> Iterator[Look]:
+    """What was counted between one reading and the next; from nothing on where a process is new."""
+    seen: dict[tuple[float, str, int], tuple[int, int]] = {}
+    for (at,), reading in sorted(counters.group_by("at"), key=lambda group: group[0]):
+        arms = {}
+        for variant, rows in _arms(trial, reading).items():
+            requests = errors = 0
+            for row in rows.iter_rows(named=True):
+                place = (row["process"], variant, row["version"])
+                before = seen.get(place, (0, 0))
+                requests, errors = requests + row["requests"] - before[0], errors + row["errors"] - before[1]
+                seen[place] = row["requests"], row["errors"]
+            arms[variant] = ArmLook(requests, errors)
+        if at > trial.began:  # type: ignore[operator]  # a datetime; what was counted before is no part of the trial
+            yield Look(at, 0.0, arms[CHAMPION_VARIANT], arms[CANARY_VARIANT])  # type: ignore[arg-type]
+
+
+def requests_since(trial: Trial, outcomes: pl.DataFrame, since: datetime) -> int:
+    """Requests the canary has answered since a moment."""
+    rows = _arms(trial, outcomes)[CANARY_VARIANT].filter(pl.col("requested_at") >= since)
+    return int(rows["request_id"].n_unique())
+
+
+def on_trial(entries: Sequence[LedgerEntry], window: timedelta) -> tuple[Trial, Progress] | None:
+    """The canary that answers now, by the ledger; its requests are still to be counted. None where nobody is on trial.
+
+    A trial ends, and another begins, where the canary or the champion is another version, or the canary had no share.
+    """
+    states = [(now.since, now) for _, now in changes(entries) if now.since is not None]
+    if not states or not states[-1][1].canary_weight or states[-1][1].production is None:
+        return None
+    newest = states[-1][1]
+    began = since = states[-1][0]
+    for at, state in reversed(states):
+        if (state.canary, state.production) != (newest.canary, newest.production) or not state.canary_weight:
+            break
+        if state.canary_weight == newest.canary_weight and since == began:  # no other share in between
+            since = at
+        began = at
+    assert newest.canary is not None
+    assert newest.production is not None
+    return Trial(newest.canary, newest.production, began, window), Progress(newest.canary_weight, since, 0, began)
