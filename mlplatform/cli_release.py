@@ -130,7 +130,8 @@ def judge(
         return
     table(f"{model}: canary {told.trial.canary} beside champion {told.trial.champion}, {told.progress.percent:g} %", lines, empty="")
     say(f"verdict  {told.verdict.word}: {told.verdict.reason}")
-    say(f"step     {told.step.action} ({told.step.reason}){'' if act else '; --act carries it out'}")
+    more = "" if act or told.step.action == "hold" else "; --act carries it out"
+    say(f"step     {told.step.action} ({told.step.reason}){more}")
     for reason in (*told.refused, *((told.unheard,) if told.unheard else ())):
         say(f"note     {reason}")
 

@@ -6,17 +6,18 @@ A prediction counts in the window in which it was asked, its label in the window
 over, whatever comes late, and both arms wait for their labels alike.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
 
-from mlplatform.contracts import CANARY_VARIANT, CHAMPION_VARIANT
+from mlplatform.contracts import CANARY_VARIANT, CHAMPION_VARIANT, SHADOW_VARIANT
 from mlplatform.deployment.confidence import Arm, Sketch
 from mlplatform.deployment.history import changes
 from mlplatform.deployment.judge import ArmLook, Look, Progress
+from mlplatform.deployment.shadow import Pairs
 from mlplatform.records import LedgerEntry
 from mlplatform.specs import ModelSpec
 
@@ -137,3 +138,28 @@ def on_trial(entries: Sequence[LedgerEntry], window: timedelta) -> tuple[Trial, 
     assert newest.canary is not None
     assert newest.production is not None
     return Trial(newest.canary, newest.production, began, window), Progress(newest.canary_weight, since, 0, began)
+
+
+def shadow_pairs(spec: ModelSpec, shadow: int, outcomes: pl.DataFrame, slices: Mapping[str, str]) -> Pairs:
+    """What the shadow version and whoever answered said to the same inputs. `slices`: the column of each by its name.
+
+    An input that only one of them has a record of is left out: copies beyond the shadow's budget are not asked, which is no failure of its
+    own.
+    """
+    key = ["request_id", "input_index"]
+    columns = ["prediction", "latency_ms", *(["quantiles"] if spec.quantiles else [])]
+    copies = outcomes.filter((pl.col("variant") == SHADOW_VARIANT) & (pl.col("version") == shadow)).select(*key, *columns)
+    answers = outcomes.filter(pl.col("variant") != SHADOW_VARIANT)
+    both = answers.join(copies, on=key, suffix="_shadow", validate="1:1", maintain_order="left")
+    label = _scaled(spec, both["label"].to_numpy())
+    ours = both.select(pl.col(f"{name}_shadow").alias(name) for name in columns)
+    values = {name: both[column].cast(pl.String).fill_null("").to_list() for name, column in slices.items() if column in both.columns}
+    return Pairs(
+        _scaled(spec, both["prediction_shadow"].to_numpy()),
+        _scaled(spec, both["prediction"].to_numpy()),
+        both["latency_ms_shadow"].to_numpy(),
+        both["latency_ms"].to_numpy(),
+        _loss(spec, ours, label, _scaled(spec, ours["prediction"].to_numpy())),
+        _loss(spec, both, label, _scaled(spec, both["prediction"].to_numpy())),
+        values,
+    )

@@ -16,6 +16,7 @@ from mlplatform.orchestration.assets.evaluation import evaluation_assets
 from mlplatform.orchestration.assets.features import feature_assets
 from mlplatform.orchestration.assets.ingestion import ingestion_assets
 from mlplatform.orchestration.assets.monitoring import monitoring_assets
+from mlplatform.orchestration.assets.shadow import shadow_assets
 from mlplatform.orchestration.assets.skew import skew_assets
 from mlplatform.orchestration.assets.training import training_assets
 from mlplatform.orchestration.assets.validation import validation_assets
@@ -37,7 +38,7 @@ def build(found: Sequence[Catalog]) -> dg.Definitions:
         assets += [*ingestion_assets(catalog), *validation_assets(catalog), *feature_assets(catalog, views)]
         for spec in catalog.models:
             assets += [*training_assets(catalog, spec, views), *evaluation_assets(spec), *deployment_assets(spec)]
-            assets += [*canary_assets(spec), *monitoring_assets(spec), *skew_assets(catalog, spec, views)]
+            assets += [*canary_assets(spec), *shadow_assets(spec), *monitoring_assets(spec), *skew_assets(catalog, spec, views)]
     return dg.Definitions(
         assets=assets,
         jobs=jobs(found),

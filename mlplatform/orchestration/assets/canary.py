@@ -44,7 +44,7 @@ def rows(told: Judgement) -> list[dict[str, Any]]:
     return [
         {
             "measure": f.measure,
-            "difference": f"{f.difference:+.4f}",
+            "difference": f"{f.difference:+.4f}" if min(f.canary_n, f.champion_n) else "-",
             "low": f"{f.low:+.4f}",
             "high": f"{f.high:+.4f}",
             "canary": round(f.canary_n),

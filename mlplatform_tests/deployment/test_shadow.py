@@ -1,0 +1,70 @@
+import json
+
+import numpy as np
+import pytest
+
+from mlplatform.deployment.shadow import Paired, Pairs, Row, pair, table
+
+
+def batch(rng, n=2000, shift=0.0, noise=0.05, slower=1.0, carriers=("AA", "UA")) -> Pairs:
+    truth = rng.random(n)
+    label = (rng.random(n) < truth).astype(float)
+    champion, shadow = truth, np.clip(truth + shift + noise * rng.standard_normal(n), 0, 1)
+    latency = 5 * (1 + rng.pareto(1.1, n))
+    times = (slower * latency * rng.uniform(0.9, 1.1, n), latency)
+    return Pairs(shadow, champion, *times, (label - shadow) ** 2, (label - champion) ** 2, {"carrier": [carriers[i % 2] for i in range(n)]})
+
+
+def rows(paired: Paired) -> dict[tuple[str, str], Row]:
+    return {(row.slice[1], row.measure): row for row in table(paired, 0.01)}
+
+
+def test_what_differs_is_found_and_what_does_not_is_not():
+    found = rows(pair(batch(np.random.default_rng(0), shift=0.2, slower=3.0)))
+    assert found["", "prediction"].low > 0
+    assert found["", "loss"].low > 0
+    assert found["", "slower"].low > 0
+    assert found["", "failed"].low < 0 < found["", "failed"].high
+    same = rows(pair(batch(np.random.default_rng(0))))
+    for measure in ("prediction", "loss", "slower"):
+        assert same["", measure].low < 0 < same["", measure].high
+
+
+def test_slices_add_up_to_the_whole_and_batches_in_any_order():
+    rng = np.random.default_rng(1)
+    one, other = pair(batch(rng, 300)), pair(batch(rng, 200))
+    both = one + other
+    for measure, sums in both.sums["", ""].items():
+        parts = both.sums["carrier", "AA"][measure] + both.sums["carrier", "UA"][measure]
+        assert np.allclose(parts.to_list(), sums.to_list())
+        assert np.allclose((other + one).sums["", ""][measure].to_list(), sums.to_list())
+    read = Paired.from_rows(json.loads(json.dumps(both.to_rows())))
+    assert read.to_rows() == both.to_rows()
+
+
+def test_a_missing_answer_is_a_failure_and_no_difference():
+    nan = float("nan")
+    paired = pair(Pairs(np.array([nan, 0.5, nan]), np.array([0.1, 0.4, nan]), np.array([nan, 1.0, nan]), np.array([1.0, 2.0, nan])))
+    sums = paired.sums["", ""]
+    assert sums["failed"].to_list() == [3, 1, 1]
+    assert sums["prediction"].to_list() == pytest.approx([1, 0.1, 0.01])
+    assert sums["slower"].to_list() == [1, -1, 1]
+    assert "loss" not in sums
+
+
+def test_losses_that_were_not_cut_are_an_error():
+    with pytest.raises(ValueError, match="loss: values outside"):
+        pair(Pairs(*(np.array([0.5]) for _ in range(4)), np.array([3.0]), np.array([0.1])))
+
+
+def test_intervals_of_all_looks_hold_the_true_difference():
+    rng, missed = np.random.default_rng(3), 0
+    for _ in range(60):
+        paired, outside = Paired(), False
+        for _ in range(20):
+            label = (rng.random(100) < 0.55).astype(float)
+            paired = paired + pair(Pairs(label, 1 - label, np.ones(100), np.ones(100)))
+            row = rows(paired)["", "prediction"]
+            outside |= not row.low <= 0.1 <= row.high
+        missed += outside
+    assert missed <= 4
