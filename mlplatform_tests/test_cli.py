@@ -31,6 +31,7 @@ from mlplatform.contracts import (
     ContractField,
     ServingContract,
 )
+from mlplatform.local import supervisor
 from mlplatform.local.processes import start_mark
 from mlplatform.local.service_state import Service, State, write_state
 from mlplatform.records import LedgerEntry
@@ -329,7 +330,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    server = ValkeyServer(data_dir=str(tmp_path_factory.mktemp("valkey")))
+    server = ValkeyServer(port=supervisor.free_port(), data_dir=str(tmp_path_factory.mktemp("valkey")))
     server.start()
     yield server
     server.stop()

@@ -18,6 +18,7 @@ from mlplatform import cli
 from mlplatform.cli_faults import DocumentError, document, explain
 from mlplatform.clients.registry import Registry, RegistryUnreachableError
 from mlplatform.contracts import TrafficRules
+from mlplatform.local import supervisor
 from mlplatform.local.service_state import StateFileError
 from mlplatform.queries import fetch
 
@@ -75,7 +76,7 @@ def test_a_command_says_which_connection_is_away_and_its_mend_and_no_password(fa
 
 
 def test_where_the_online_store_is_a_redis_of_its_own_it_is_told_apart(fails, all_away, monkeypatch) -> None:
-    with ValkeyServer() as alive:
+    with ValkeyServer(port=supervisor.free_port()) as alive:
         monkeypatch.setenv("MLPLATFORM_REDIS_URL", f"redis://127.0.0.1:{alive.port}/0")
         monkeypatch.setenv("MLPLATFORM_ONLINE_URL", f"redis://:{SECRET}@{all_away}/0")
         errors = [line for line in fails("online", "status").splitlines() if line.startswith("error: ")]
@@ -102,7 +103,7 @@ def test_a_database_that_is_away_is_told_by_its_use() -> None:
 
 
 def test_what_answers_again_by_the_time_one_looks_is_said_to() -> None:
-    with ValkeyServer() as alive:
+    with ValkeyServer(port=supervisor.free_port()) as alive:
         os.environ["MLPLATFORM_REDIS_URL"] = f"redis://127.0.0.1:{alive.port}/0"
         told = explain(redis.ConnectionError("Connection closed by server."))
     assert told.errors == ("Connection closed by server.",)

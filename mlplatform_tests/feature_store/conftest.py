@@ -20,6 +20,7 @@ from mlplatform.feature_store.pointer import Pointer
 from mlplatform.feature_store.reader import SyncOnlineReader, ViewLayout
 from mlplatform.feature_store.reclaim import pointer_of
 from mlplatform.feature_store.writer import WriteCounts, write_frame
+from mlplatform.local import supervisor
 
 T0 = datetime(2013, 9, 1, tzinfo=UTC)
 PROJECT = "flights"
@@ -27,7 +28,7 @@ PROJECT = "flights"
 
 @pytest.fixture(scope="session")
 def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = ValkeyServer(data_dir=str(tmp_path_factory.mktemp("valkey")))
+    server = ValkeyServer(port=supervisor.free_port(), data_dir=str(tmp_path_factory.mktemp("valkey")))
     server.start()
     yield f"redis://127.0.0.1:{server.port}/0"
     server.stop()

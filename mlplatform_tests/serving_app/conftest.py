@@ -33,6 +33,7 @@ from mlplatform.feature_store import codec
 from mlplatform.feature_store.commands import run
 from mlplatform.feature_store.pointer import Pointer
 from mlplatform.feature_store.writer import View, new_generation, swap
+from mlplatform.local import supervisor
 from serving_app.main import create_app
 from serving_app.server import configuration
 from serving_app.settings import ServingSettings
@@ -109,7 +110,7 @@ def _shop_importable(definitions: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture(scope="session")
 def _valkey_server() -> Iterator[ValkeyServer]:
-    server = ValkeyServer()
+    server = ValkeyServer(port=supervisor.free_port())
     server.start()
     yield server
     server.stop()
