@@ -8,7 +8,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-_Share = Annotated[float, Field(ge=0, le=1)]
 _Level = Annotated[float, Field(gt=0, lt=0.5)]
 
 
@@ -56,9 +55,8 @@ class CanaryPolicy(BaseModel):
     loss: Tolerance = Tolerance(harm=0.0, margin=0.03)
     calibration: Tolerance = Tolerance(harm=0.05, margin=0.12)
     slow_quantile: Annotated[float, Field(ge=0.5, le=0.999)] = 0.95
-    # The guard rail: above this share of failed requests within one look, and twice the champion's, a canary ends at once.
-    max_error_share: _Share = 0.1
-    guard_requests: int = Field(default=20, ge=1)
+    # The guard rail: a canary that is proven to fail in this share of requests more than the champion beside it ends at once.
+    max_error_excess: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
     @model_validator(mode="after")
     def _steps_rise(self) -> Self:

@@ -9,7 +9,7 @@ verdict follows from them alone, and a judge that was killed begins anew. For ea
 By Ville's inequality a wealth that starts at 1 ever exceeds 1/a with probability a at most, where what it bets against is true. So one may
 look at any time, and stop at any time.
 
-- *worse*: some measure's first wealth has exceeded k/alpha, k the number of measures (Bonferroni).
+- *worse*: some measure's first wealth, or the guard rail's, has exceeded k/alpha, k the number of measures and the rail (Bonferroni).
 - *not worse*: every measure that is asked for has exceeded 1/beta with its second (all must, so nothing is divided).
 - *better*: not worse, and the third wealth of the loss has exceeded 1/alpha.
 - *cannot tell*: all else.
@@ -115,7 +115,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`guard`: a guard rail broke in the last look, which ends the canary whatever the statistics say."""
+    """`guard`: the guard rail is broken, which ends the canary whatever the measures say."""
 
     word: Word
     reasons: tuple[str, ...]
@@ -184,6 +184,32 @@ class Track:
         return log_e(self._capital[id(bet)])
 
 
+@dataclass
+class Rail:
+    """The guard rail's wealth against "the canary's share of errors is at most `above` higher than the champion's, in every look".
+
+    A share 1/(t(t+1)) of it is put down at look t, less than 1 in all, so it is an e-process like the others; and what a canary did well
+    for days need not be outweighed first by what it does now. Of one canary, or of many at once (`shape`).
+    """
+
+    above: float
+    shape: tuple[int, ...] = ()
+    e: Floats = field(init=False)  # largest log e-value so far
+
+    def __post_init__(self) -> None:
+        self._bet = Bet("above", self.above, binary=True)
+        self._capital = np.full_like(no_capital(self.shape), -np.inf)
+        self._looks = 0
+        self.e = np.full(self.shape, -np.inf)
+
+    def add(self, canary: Arm, champion: Arm) -> None:
+        """One more look."""
+        self._looks += 1
+        stake = -math.log(self._looks * (self._looks + 1))
+        self._capital = add_look(np.logaddexp(self._capital, stake), self._bet, canary, champion, _FIRST_GUESS["errors"])
+        self.e = np.maximum(self.e, log_e(self._capital))
+
+
 def track_of(policy: CanaryPolicy, measure: Measure, shape: tuple[int, ...] = ()) -> Track:
     """A measure's track before the first look."""
     guess = 1 - policy.slow_quantile if measure == "slow" else _FIRST_GUESS[measure]
@@ -191,8 +217,8 @@ def track_of(policy: CanaryPolicy, measure: Measure, shape: tuple[int, ...] = ()
 
 
 def worse_at(policy: CanaryPolicy) -> float:
-    """The log e-value from which on a measure says worse."""
-    return math.log(len(MEASURES) / policy.alpha)
+    """The log e-value from which on a measure says worse, or the guard rail is broken."""
+    return math.log((len(MEASURES) + 1) / policy.alpha)
 
 
 def safe_at(policy: CanaryPolicy) -> float:
@@ -202,13 +228,16 @@ def safe_at(policy: CanaryPolicy) -> float:
 def judge(policy: CanaryPolicy, looks: Sequence[Look]) -> Verdict:
     """From all looks of one canary, oldest first."""
     tracks = {measure: track_of(policy, measure) for measure in MEASURES}
+    rail = Rail(policy.max_error_excess)
     seen = Sketch({})  # the champion's latencies before a look: what is slow is fixed before one knows who will be
     for look in looks:
-        for measure, (canary, champion) in _compared(policy, look, seen).items():
+        compared = _compared(policy, look, seen)
+        for measure, (canary, champion) in compared.items():
             tracks[measure].add(canary, champion)
+        rail.add(*compared["errors"])
         seen = seen + look.champion.latencies
     findings = tuple(_finding(policy, measure, track) for measure, track in tracks.items())
-    if looks and (broken := _guard(policy, looks[-1])):
+    if broken := _broken(policy, rail, looks):
         return Verdict("worse", (broken,), findings, len(looks), guard=True)
     bad = [f.reason for f in findings if f.state == "worse"]
     if bad:
@@ -240,13 +269,13 @@ def _slow(arm: ArmLook, edge: int) -> Arm:
     return Arm.of_counts(arm.latencies.n, arm.latencies.above(edge))
 
 
-def _guard(policy: CanaryPolicy, look: Look) -> str:
+def _broken(policy: CanaryPolicy, rail: Rail, looks: Sequence[Look]) -> str:
     """Why the canary ends at once; '' where it does not. What fails in both arms is no fault of the canary."""
-    share, other = _share(look.canary), _share(look.champion)
-    if look.canary.requests < policy.guard_requests or share <= policy.max_error_share or share <= 2 * other:
+    if float(rail.e) < worse_at(policy):
         return ""
-    failed = f"{share:.1%} of {look.canary.requests} requests to the canary failed, {other:.1%} of the champion's"
-    return f"{failed}: the guard rail is at {policy.max_error_share:.0%}"
+    share, other = _share(looks[-1].canary), _share(looks[-1].champion)
+    failed = f"{share:.1%} of the last look's {looks[-1].canary.requests} requests to the canary failed, {other:.1%} of the champion's"
+    return f"{failed}: the guard rail is at {policy.max_error_excess:.0%} more, and it was proven to be above"
 
 
 def _share(arm: ArmLook) -> float:

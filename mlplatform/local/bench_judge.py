@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlplatform.deployment.confidence import Arm, Sketch
-from mlplatform.deployment.judge import MEASURES, Measure, Track, safe_at, track_of, worse_at
+from mlplatform.deployment.judge import MEASURES, Measure, Rail, Track, safe_at, track_of, worse_at
 from mlplatform.printing import print_json, say, table
 from mlplatform.release_policy import CanaryPolicy
 
@@ -95,13 +95,15 @@ def _told(worlds: tuple[World, ...], what: str, quiet: bool) -> Iterator[World]:
 def _false_rollbacks(policy: CanaryPolicy, world: World, size: Size, rng: np.random.Generator) -> dict[str, Any]:
     shape = (size.canaries,)
     tracks = {measure: track_of(policy, measure, shape) for measure in MEASURES}
+    rail = Rail(policy.max_error_excess, shape)
     peeking = _Peeking(shape)
     worse = np.zeros(shape, dtype=bool)
     for arms in _looks(world, size, policy, rng):
         for measure, (canary, champion) in arms.items():
             tracks[measure].add(canary, champion)
+        rail.add(*arms["errors"])
         peeking.add(*arms["errors"])
-        worse |= np.any([track.worse >= worse_at(policy) for track in tracks.values()], axis=0)
+        worse |= (rail.e >= worse_at(policy)) | np.any([track.worse >= worse_at(policy) for track in tracks.values()], axis=0)
     safe = np.mean([track.safe >= safe_at(policy) for track in tracks.values()], axis=0)
     share = float(worse.mean())
     return {
@@ -182,7 +184,7 @@ def _regressions(policy: CanaryPolicy, measure: Measure, size: Size, rng: np.ran
         if not quiet:
             say(f"{measure} worse by {100 * points:g} points")
         track = track_of(policy, measure, (size.canaries,))
-        level = policy.alpha / len(MEASURES)
+        level = policy.alpha / (len(MEASURES) + 1)  # as `worse_at` shares it out
         fixed = _fixed_sample(level, _POWER, points, spread(points))
         at = _called(track, worse_at(policy), size, fixed, partial(_both, draw, points, size, rng))
         ordered = np.sort(at)
