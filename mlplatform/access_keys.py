@@ -133,7 +133,7 @@ def write(path: Path, keys: AccessKeys) -> None:
             os.fsync(file.fileno())
         Path(name).chmod(0o644)
         Path(name).replace(path)
-    except BaseException:
+    except BaseException:  # whatever ends it, no half file stays behind
         Path(name).unlink(missing_ok=True)
         raise
 

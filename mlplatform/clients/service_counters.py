@@ -36,7 +36,7 @@ class Counted:
 
 
 def read_counters(url: str, model: str, variants: Sequence[str], api_key: str = "") -> list[Counted]:
-    """Of a service at `url`. Raises CountersUnreadError."""
+    """Of a service at `url`; the first one stands for the process itself, whatever it has counted. Raises CountersUnreadError."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
         answer = httpx.get(f"{url.rstrip('/')}/metrics", headers=headers, timeout=_TIMEOUT_S, trust_env=False)
@@ -59,4 +59,4 @@ def counted(text: str, model: str, variants: Sequence[str]) -> list[Counted]:
                 count = counts.setdefault((labels["variant"], int(labels["version"])), [0, 0])
                 count[0] += int(sample.value)
                 count[1] += int(sample.value) if labels["status"].startswith("5") else 0
-    return [Counted(process, variant, version, *count) for (variant, version), count in counts.items()]
+    return [Counted(process, "", 0, 0, 0), *(Counted(process, *place, *count) for place, count in counts.items())]

@@ -61,9 +61,6 @@ class Arm:
         h = np.asarray(hits, dtype=np.float64)
         return cls(np.asarray(n, dtype=np.float64), h, h)
 
-    def negated(self) -> "Arm":
-        return Arm(self.n, -self.total, self.squares)
-
 
 @dataclass(frozen=True)
 class Bet:
@@ -215,32 +212,6 @@ def interval(sums: Sums, alpha: float, length: float) -> tuple[float, float]:
     return lower_bound(sums, alpha, length), -lower_bound(sums.mirrored(), alpha, length)
 
 
-# --- counts ------------------------------------------------------------------------------------------------------------
-
-
-def binomial_log_e(hits: float, n: float, p: float) -> float:
-    """Log e-value against "the share is exactly `p`": the beta mixture of likelihood ratios, prior Beta(p, 1 - p) around the null.
-
-    Howard, Ramdas, McAuliffe and Sekhon 2021, "Time-uniform, nonparametric, nonasymptotic confidence sequences", Proposition 7.
-    """
-    return dirichlet_log_e((hits, n - hits), (p, 1 - p), concentration=1.0)
-
-
-def dirichlet_log_e(counts: Sequence[float], shares: Sequence[float], concentration: float = 100.0) -> float:
-    """Log e-value against "each unit falls to arm i with probability shares[i]": a Dirichlet mixture of multinomials.
-
-    Lindon and Malek 2022, "Anytime-valid inference for multinomial count data", Theorem 1. `concentration`: how near the null the
-    mixture looks, in units; any value is valid, a larger one finds small mismatches sooner and large ones later.
-    """
-    if len(counts) != len(shares) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
-        raise ValueError(f"one positive share per count, 1 in all: got {tuple(shares)} for {len(counts)} counts")
-    n = sum(counts)
-    found = math.lgamma(concentration) - math.lgamma(concentration + n)
-    for count, share in zip(counts, shares, strict=True):
-        found += math.lgamma(concentration * share + count) - math.lgamma(concentration * share) - count * math.log(share)
-    return found
-
-
 # --- quantiles --------------------------------------------------------------------------------------------------------
 
 _STEP = 1.02
@@ -289,23 +260,3 @@ class Sketch:
             if below >= q * self.n:
                 break
         return i
-
-
-def quantile_interval(sketch: Sketch, q: float, alpha: float) -> tuple[float, float]:
-    """Confidence sequence for the q-quantile in milliseconds: every edge at which "the share q lies below" is not refused.
-
-    Howard and Ramdas 2022, "Sequential estimation of quantiles with applications to A/B testing and best-arm identification",
-    Section 3, with the beta-binomial mixture; it holds for latencies of one unchanging distribution. (0, inf) where nothing is known.
-    """
-    refuse, n, below = math.log(1 / alpha), sketch.n, 0
-    low, high = 0.0, math.inf
-    for i in sorted(sketch.counts):
-        below += sketch.counts[i]
-        if binomial_log_e(below, n, q) < refuse:
-            continue
-        if below < q * n:
-            low = edge_ms(i)
-        else:
-            high = edge_ms(i)
-            break
-    return low, high

@@ -2,8 +2,9 @@
 
 Belongs here: windows, sums, the scale from 0 to 1. Does not belong here: reading tables, judging.
 
-A prediction counts in the window in which it was asked, its label in the window in which it became known: so no window changes once it is
-over, whatever comes late, and both arms wait for their labels alike.
+A prediction counts in the window in which it was asked, its label in the window in which it became known, so both arms wait for their
+labels alike. Only windows that are over are looked at: of one that is not, a later look would be another one, and the judge's promise is
+about looks that stay. What is logged after its window (the log's Redis was away) changes it all the same.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,11 +44,14 @@ class Trial:
     window: timedelta
 
 
-def looks(spec: ModelSpec, trial: Trial, outcomes: pl.DataFrame, counters: pl.DataFrame) -> list[Look]:
-    """Oldest first. `outcomes` as `monitoring.outcomes.join_outcomes` gives them (every prediction, with its label where that is known);
-    `counters`: what the services counted, read now and then, with the columns of `COUNTERS`."""
+def looks(spec: ModelSpec, trial: Trial, outcomes: pl.DataFrame, counters: pl.DataFrame, now: datetime) -> list[Look]:
+    """What is over by `now`, oldest first.
+
+    `outcomes` as `monitoring.outcomes.join_outcomes` gives them (every prediction, with its label where that is known); `counters`: what
+    the services counted, read now and then, with the columns of `COUNTERS`, and a row without a variant for each process that was read.
+    """
     found = [*_of_answers(spec, trial, outcomes), *_of_labels(spec, trial, outcomes), *_of_counters(trial, counters)]
-    return sorted(found, key=lambda look: look.until)
+    return sorted((look for look in found if look.until <= now), key=lambda look: look.until)
 
 
 def _arms(trial: Trial, rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
@@ -70,7 +74,7 @@ def _of_answers(spec: ModelSpec, trial: Trial, outcomes: pl.DataFrame) -> Iterat
         return ArmLook(latencies=latencies, predictions=predictions)
 
     for until, arms in _windows(trial, outcomes, "requested_at"):
-        yield Look(until, 0.0, arm(arms[CHAMPION_VARIANT]), arm(arms[CANARY_VARIANT]))
+        yield Look(until, arm(arms[CHAMPION_VARIANT]), arm(arms[CANARY_VARIANT]))
 
 
 def _of_labels(spec: ModelSpec, trial: Trial, outcomes: pl.DataFrame) -> Iterator[Look]:
@@ -80,7 +84,7 @@ def _of_labels(spec: ModelSpec, trial: Trial, outcomes: pl.DataFrame) -> Iterato
 
     known = outcomes.filter((pl.col("state") == "known") & (pl.col("requested_at") >= trial.began))
     for until, arms in _windows(trial, known, "label_known_at"):
-        yield Look(until, 0.0, arm(arms[CHAMPION_VARIANT]), arm(arms[CANARY_VARIANT]))
+        yield Look(until, arm(arms[CHAMPION_VARIANT]), arm(arms[CANARY_VARIANT]))
 
 
 def _loss(spec: ModelSpec, rows: pl.DataFrame, label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -97,20 +101,25 @@ def _scaled(spec: ModelSpec, values: np.ndarray) -> np.ndarray:
 
 
 def _of_counters(trial: Trial, counters: pl.DataFrame) -> Iterator[Look]:
-    """What was counted between one reading and the next; from nothing on where a process is new."""
+    """What a process counted between one reading of it and the next. The first one only begins: what it counted before may be of days
+    before the trial, or of an earlier trial of the same version."""
     seen: dict[tuple[float, str, int], tuple[int, int]] = {}
+    known: set[float] = set()
     for (at,), reading in sorted(counters.group_by("at"), key=lambda group: group[0]):
         arms = {}
         for variant, rows in _arms(trial, reading).items():
             requests = errors = 0
             for row in rows.iter_rows(named=True):
                 place = (row["process"], variant, row["version"])
-                before = seen.get(place, (0, 0))
+                counted = row["requests"], row["errors"]
+                # A version that a known process had not counted before has begun with nothing.
+                before = seen.get(place, (0, 0) if row["process"] in known else counted)
                 requests, errors = requests + row["requests"] - before[0], errors + row["errors"] - before[1]
-                seen[place] = row["requests"], row["errors"]
+                seen[place] = counted
             arms[variant] = ArmLook(requests, errors)
+        known |= set(reading["process"])
         if at > trial.began:  # type: ignore[operator]  # a datetime; what was counted before is no part of the trial
-            yield Look(at, 0.0, arms[CHAMPION_VARIANT], arms[CANARY_VARIANT])  # type: ignore[arg-type]
+            yield Look(at, arms[CHAMPION_VARIANT], arms[CANARY_VARIANT])  # type: ignore[arg-type]
 
 
 def requests_since(trial: Trial, outcomes: pl.DataFrame, since: datetime) -> int:

@@ -16,8 +16,8 @@ look at any time, and stop at any time.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
@@ -63,30 +63,12 @@ class ArmLook:
     losses: Arm = _NO_ARM
     residuals: Arm = _NO_ARM
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "requests": self.requests,
-            "errors": self.errors,
-            "latencies": {str(i): n for i, n in self.latencies.counts.items()},
-            **{name: _numbers(getattr(self, name)) for name in _SUMMED},
-        }
-
-    @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> "ArmLook":
-        arms = {name: Arm(*(np.float64(v) for v in told[name])) for name in _SUMMED}  # type: ignore[arg-type]  # scalars of no dimension
-        sketch = Sketch({int(i): int(n) for i, n in told["latencies"].items()})
-        return cls(int(told["requests"]), int(told["errors"]), sketch, **arms)
-
-
-_SUMMED = ("predictions", "losses", "residuals")
-
 
 @dataclass(frozen=True)
 class Look:
-    """Both arms until `until`. `at_percent`: the canary's share meanwhile."""
+    """Both arms until `until`."""
 
     until: datetime
-    at_percent: float
     champion: ArmLook
     canary: ArmLook
 
@@ -94,8 +76,7 @@ class Look:
 @dataclass(frozen=True)
 class Finding:
     """One measure so far. `difference`: canary less champion, with the ends of a confidence sequence that holds at all times with
-    probability 1 - alpha; NaN and the whole range before there is anything to compare. `worse_e`, `safe_e`: log10 of the largest e-values.
-    """
+    probability 1 - alpha; NaN and the whole range before there is anything to compare."""
 
     measure: Measure
     canary_n: float
@@ -103,14 +84,8 @@ class Finding:
     difference: float
     low: float
     high: float
-    worse_e: float
-    safe_e: float
     state: Literal["worse", "safe", "open"]
     reason: str
-
-    def to_dict(self) -> dict[str, Any]:
-        told = dict(self.__dict__)
-        return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in told.items()}
 
 
 @dataclass(frozen=True)
@@ -234,7 +209,8 @@ def judge(policy: CanaryPolicy, looks: Sequence[Look]) -> Verdict:
         compared = _compared(policy, look, seen)
         for measure, (canary, champion) in compared.items():
             tracks[measure].add(canary, champion)
-        rail.add(*compared["errors"])
+        if look.canary.requests and look.champion.requests:  # a look without failures to compare takes no stake
+            rail.add(*compared["errors"])
         seen = seen + look.champion.latencies
     findings = tuple(_finding(policy, measure, track) for measure, track in tracks.items())
     if broken := _broken(policy, rail, looks):
@@ -296,16 +272,12 @@ def _finding(policy: CanaryPolicy, measure: Measure, track: Track) -> Finding:
     limit = f"at most {tolerance.margin:g} is not worse" if state != "worse" else f"above {tolerance.harm:g} is worse"
     n = float(track.canary_n), float(track.champion_n)
     reason = f"{told} ({limit})" if min(n) > 0 else f"{measure}: nothing to compare yet"
-    return Finding(measure, *n, difference, low, high, worse / math.log(10), safe / math.log(10), state, reason)
+    return Finding(measure, *n, difference, low, high, state, reason)
 
 
 def _tolerance(policy: CanaryPolicy, measure: Measure) -> Tolerance:
     found: Tolerance = getattr(policy, measure)
     return found
-
-
-def _numbers(arm: Arm) -> list[float]:
-    return [float(arm.n), float(arm.total), float(arm.squares)]
 
 
 # --- steps -------------------------------------------------------------------------------------------------------------
@@ -352,22 +324,3 @@ def next_step(policy: CanaryPolicy, progress: Progress, verdict: Verdict, now: d
 
 def _answers_are_safe(verdict: Verdict) -> bool:
     return all(f.state == "safe" for f in verdict.findings if f.measure not in _OF_LABELS)
-
-
-def merged(looks: Iterable[ArmLook]) -> ArmLook:
-    """Several services' parts of one arm's look in one."""
-    whole = ArmLook()
-    for one in looks:
-        arms = {n: Arm(*(a + b for a, b in zip(_fields(getattr(whole, n)), _fields(getattr(one, n)), strict=True))) for n in _SUMMED}
-        whole = replace(
-            whole,
-            requests=whole.requests + one.requests,
-            errors=whole.errors + one.errors,
-            latencies=whole.latencies + one.latencies,
-            **arms,
-        )
-    return whole
-
-
-def _fields(arm: Arm) -> tuple[Floats, Floats, Floats]:
-    return arm.n, arm.total, arm.squares

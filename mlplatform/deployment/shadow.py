@@ -9,18 +9,18 @@ refuses "the running mean was never above m", which is what a comparison asks.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from mlplatform.deployment.confidence import NOTHING, Floats, Sums, interval
+from mlplatform.deployment.confidence import Floats, Sums, interval
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """One batch of requests that both answered, or at least one. Arrays of one length, shadow and champion at the same place.
+    """Inputs that both answered. Arrays of one length, shadow and champion at the same place. What a shadow did not answer is in the
+    service's own count of shadows.
 
-    NaN: not known (no answer, no label). `predictions` in [0, `ceiling`], `losses` in [0, `loss_ceiling`]; cut them before.
+    NaN: not known (no label). `predictions` in [0, `ceiling`], `losses` in [0, `loss_ceiling`]; cut them before.
     `slices`: by column the value of each request.
     """
 
@@ -35,22 +35,9 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Paired:
-    """Sums of the differences shadow - champion by measure; they add up. Key: (slice column, value), ("", "") for all."""
+    """Sums of the differences shadow - champion by measure. Key: (slice column, value), ("", "") for all."""
 
     sums: Mapping[tuple[str, str], Mapping[str, Sums]] = field(default_factory=dict)
-
-    def __add__(self, other: "Paired") -> "Paired":
-        keys = dict.fromkeys((*self.sums, *other.sums))
-        return Paired({key: _added(self.sums.get(key, {}), other.sums.get(key, {})) for key in keys})
-
-    def to_rows(self) -> list[dict[str, Any]]:
-        """JSON-able; `from_rows` reads it back."""
-        return [{"slice": list(key), "sums": {name: s.to_list() for name, s in sums.items()}} for key, sums in self.sums.items()]
-
-    @classmethod
-    def from_rows(cls, rows: Sequence[Mapping[str, Any]]) -> "Paired":
-        read = {name_of(row): {name: Sums.from_list(s) for name, s in row["sums"].items()} for row in rows}
-        return cls(read)
 
 
 @dataclass(frozen=True)
@@ -65,17 +52,11 @@ class Row:
     high: float
 
 
-def name_of(row: Mapping[str, Any]) -> tuple[str, str]:
-    column, value = row["slice"]
-    return column, value
-
-
 def pair(batch: Pairs, ceiling: float = 1.0, loss_ceiling: float = 1.0) -> Paired:
-    """The sums of one batch. Raises ValueError for a value outside its interval.
+    """The sums. Raises ValueError for a value outside its interval.
 
     - `prediction`: difference over the ceiling; `distance`: its absolute value.
     - `loss`: difference over the loss ceiling, where both are labelled.
-    - `failed`: 1, 0 or -1 where only the shadow, neither or both, or only the champion gave no answer.
     - `slower`: 1 or -1 for the slower of the two. A share instead of a mean: one stalled request cannot tip it.
     """
     ours, theirs = batch.shadow_predictions, batch.champion_predictions
@@ -83,7 +64,6 @@ def pair(batch: Pairs, ceiling: float = 1.0, loss_ceiling: float = 1.0) -> Paire
     measures = {
         "prediction": prediction,
         "distance": np.abs(prediction),
-        "failed": np.isnan(ours).astype(np.float64) - np.isnan(theirs),
         "slower": np.sign(batch.shadow_latencies_ms - batch.champion_latencies_ms),
     }
     if batch.shadow_losses is not None and batch.champion_losses is not None:
@@ -122,7 +102,3 @@ def _sums(measures: Mapping[str, Floats], where: "np.ndarray") -> dict[str, Sums
         known = values[where & ~np.isnan(values)]
         out[name] = Sums.from_list((known.size, known.sum(), (known * known).sum()))
     return out
-
-
-def _added(one: Mapping[str, Sums], other: Mapping[str, Sums]) -> dict[str, Sums]:
-    return {name: one.get(name, NOTHING) + other.get(name, NOTHING) for name in dict.fromkeys((*one, *other))}

@@ -116,7 +116,7 @@ def build_generation(
         built = Built(generation.number, len(written.entities), len(carried - {*written.entities}), sample, overtaken, newest)
         _record(client, manifest, built)
         run(client, _flip(names, generation))
-    except Exception:
+    except Exception:  # whatever it is, the caller gets it; the generation is given up first
         # Not needed for anybody's safety: it only spares the next build a generation to write pushes to.
         with contextlib.suppress(RedisError, OSError):
             run(client, _abandon(names, generation))

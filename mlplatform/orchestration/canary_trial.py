@@ -43,10 +43,12 @@ def judge_canary(clients: Clients, spec: ModelSpec, actor: str = "judge", run_id
         return None
     trial, progress = found
     now = clients.clock.now()
-    unheard = _read_counters(clients, spec, now, run_id)
+    read, unheard = _read_counters(clients, spec, now)
     outcomes = _table(clients, "outcomes", spec, trial.began, now)
-    counters = _table(clients, "canary", spec, trial.began, now)
-    verdict = judge(spec.canary, looks(spec, trial, outcomes, counters))
+    counters = pl.concat([_table(clients, "canary", spec, trial.began, now).select(COUNTERS.names()), read])
+    if act and read.height:
+        clients.lake.append(("canary", spec.name), with_day(read, "at"), metadata={"run_id": run_id})
+    verdict = judge(spec.canary, looks(spec, trial, outcomes, counters, now))
     progress = replace(progress, requests=requests_since(trial, outcomes, progress.since))
     step = next_step(spec.canary, progress, verdict, now)
     told = Judgement(trial, progress, verdict, step, unheard=unheard)
@@ -66,8 +68,7 @@ def _carry_out(
         return ()
     if step.action == "advance":
         return set_canary(clients, model, version, step.percent, actor, step.reason, run_id, evidence).reasons
-    outcome = {"promote": "promote", "reject": "reject", "end": "end"}[step.action]
-    return finish_canary(clients, model, version, outcome, actor, step.reason, run_id, evidence)  # type: ignore[arg-type]  # one of the three
+    return finish_canary(clients, model, version, step.action, actor, step.reason, run_id, evidence)
 
 
 def _last_word(entries: tuple[LedgerEntry, ...], told: Judgement) -> Any:
@@ -98,17 +99,14 @@ _OUTCOMES = pl.Schema(
 )
 
 
-def _read_counters(clients: Clients, spec: ModelSpec, now: datetime, run_id: str) -> str:
-    """Keeps what the service has counted; says why where it does not tell."""
+def _read_counters(clients: Clients, spec: ModelSpec, now: datetime) -> tuple[pl.DataFrame, str]:
+    """What the service has counted, with the columns of `COUNTERS`; or nothing, and why it does not tell."""
     from mlplatform.clients.service_counters import CountersUnreadError, read_counters
 
     settings = clients.settings
+    secret = settings.serving_api_key.get_secret_value()
     try:
-        found = read_counters(
-            settings.serving_url, spec.name, (CHAMPION_VARIANT, CANARY_VARIANT), settings.serving_api_key.get_secret_value()
-        )
+        found = read_counters(settings.serving_url, spec.name, (CHAMPION_VARIANT, CANARY_VARIANT), secret)
     except CountersUnreadError as fault:
-        return str(fault)
-    rows = pl.DataFrame([{"at": now, **asdict(one)} for one in found], schema=COUNTERS)
-    clients.lake.append(("canary", spec.name), with_day(rows, "at"), metadata={"run_id": run_id})
-    return ""
+        return pl.DataFrame(schema=COUNTERS), str(fault)
+    return pl.DataFrame([{"at": now, **asdict(one)} for one in found], schema=COUNTERS), ""

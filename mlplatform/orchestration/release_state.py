@@ -4,7 +4,6 @@ Belongs here: seals, state tags, repair, approvals and rejections, for assets, s
 here: which step is allowed (`deployment.states`), what a difference means (`deployment.guard`).
 """
 
-import json
 from dataclasses import replace
 from typing import Final
 
@@ -233,12 +232,6 @@ def signed_off(version: ModelVersion) -> dict[str, str]:
         "contract_digest": version.tags.get("contract_digest", ""),
         "trained_by": version.tags.get(TRAINED_BY_TAG, ""),
     }
-
-
-def metrics_of(version: ModelVersion) -> dict[str, float]:
-    """The metrics of the version's evaluation; empty where it has none."""
-    text = Sealed.from_tags(version.tags).evaluation
-    return json.loads(text) if text else {}
 
 
 def _judged(

@@ -168,8 +168,7 @@ class Worker:
             self._emit(batch.changes, now, horizon, hold)
         except StreamError:
             raise
-        except BaseException:
-            # What was read may not be in the state, or the state be ahead of the tables: only a new start knows.
+        except BaseException:  # an interrupt too: what was read may not be in the state, or the state be ahead of the tables
             self._started = False
             raise
         for name in list(self.states):

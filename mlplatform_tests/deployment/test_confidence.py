@@ -108,14 +108,6 @@ def test_before_anything_is_known_the_interval_is_the_whole_range() -> None:
     assert c.interval(c.NOTHING, 0.05, 1.0) == (-1.0, 1.0)
 
 
-def test_a_mismatch_of_shares_is_found_and_equal_shares_are_not() -> None:
-    assert c.dirichlet_log_e((0, 0), (0.5, 0.5)) == pytest.approx(0)
-    assert c.dirichlet_log_e((5_000, 5_020), (0.5, 0.5)) < math.log(20)
-    assert c.dirichlet_log_e((5_000, 5_600), (0.5, 0.5)) > math.log(1000)
-    with pytest.raises(ValueError, match="one positive share"):
-        c.dirichlet_log_e((1, 2), (0.5, 0.6))
-
-
 @given(st.lists(st.floats(0.06, 1e6), min_size=1, max_size=60), st.sampled_from([0.5, 0.9, 0.99]))
 def test_a_sketch_knows_quantiles_to_two_percent_and_adds_up(latencies, q) -> None:
     sketch = c.Sketch.of(latencies)

@@ -13,6 +13,7 @@ from mlplatform.specs import ModelSpec, Split
 
 T0 = datetime(2013, 9, 1, tzinfo=UTC)
 WINDOW = timedelta(minutes=5)
+NOW = T0 + timedelta(hours=1)
 TRIAL = Trial(2, 1, T0, WINDOW)
 
 
@@ -54,7 +55,7 @@ def test_answers_count_when_they_were_asked_and_labels_when_they_became_known() 
             row(6, "canary", 2, 0.6),
         ]
     )
-    found = looks(spec(), TRIAL, outcomes, counters())
+    found = looks(spec(), TRIAL, outcomes, counters(), NOW)
     assert [look.until - T0 for look in found] == [WINDOW, WINDOW, 2 * WINDOW, 3 * WINDOW]
     answers = [(float(x.canary.predictions.total), float(x.champion.predictions.total)) for x in found]
     assert answers == [(0.2, 0.4), (0, 0), (0.6, 0), (0, 0)]
@@ -67,28 +68,48 @@ def test_answers_count_when_they_were_asked_and_labels_when_they_became_known() 
 def test_quantiles_are_judged_by_pinball_loss_as_a_share_of_the_range() -> None:
     model = spec(task="quantiles", quantiles=(0.1, 0.5, 0.9), label_range=(-60.0, 300.0), trainer="torch_tabular")
     outcomes = pl.DataFrame([row(1, "canary", 2, 10.0, 40.0, known=2, quantiles=[0.0, 10.0, 50.0])])
-    (_, labelled) = looks(model, TRIAL, outcomes, counters())
+    (_, labelled) = looks(model, TRIAL, outcomes, counters(), NOW)
     pinball = (0.1 * 40 + 0.5 * 30 + 0.1 * 10) / 3
     assert float(labelled.canary.losses.total) == pytest.approx(pinball / 360)
 
 
-def test_counters_are_differences_and_a_new_process_begins_at_nothing() -> None:
-    found = looks(
-        spec(),
-        TRIAL,
-        pl.DataFrame([row(-1, "canary", 2, 0.1, 1.0)]),
-        counters(
-            (-1, 1.0, "canary", 2, 50, 5),  # before the trial
-            (5, 1.0, "canary", 2, 80, 6),
-            (5, 1.0, "champion", 1, 500, 0),
-            (10, 9.0, "canary", 2, 10, 1),
-            (10, 1.0, "champion", 1, 700, 2),
-        ),
-    )
-    assert [(x.canary.requests, x.canary.errors, x.champion.requests, x.champion.errors) for x in found] == [
-        (30, 1, 500, 0),
-        (10, 1, 200, 2),
+def errors(*rows: tuple[float, float, str, int, int, int]) -> list[tuple[int, int, int, int]]:
+    """(requests, errors) of the canary, then of the champion, in each look."""
+    found = looks(spec(), TRIAL, pl.DataFrame([row(-1, "canary", 2, 0.1, 1.0)]), counters(*rows), NOW)
+    return [(x.canary.requests, x.canary.errors, x.champion.requests, x.champion.errors) for x in found]
+
+
+def test_counters_are_differences_from_one_reading_to_the_next() -> None:
+    assert errors(
+        (-1, 1.0, "canary", 2, 50, 5),
+        (-1, 1.0, "champion", 1, 400, 9),
+        (5, 1.0, "canary", 2, 80, 6),
+        (5, 1.0, "champion", 1, 500, 9),
+        (10, 1.0, "canary", 2, 90, 7),
+        (10, 1.0, "champion", 1, 700, 11),
+    ) == [(30, 1, 100, 0), (10, 1, 200, 2)]
+
+
+def test_what_a_process_counted_before_it_was_first_read_is_no_evidence() -> None:
+    """It may be of yesterday's outage, or of an earlier trial of the same version."""
+    first = [(5, 1.0, "", 0, 0, 0), (5, 1.0, "champion", 1, 90_000, 4_000), (5, 1.0, "canary", 2, 300, 300)]
+    assert errors(*first) == [(0, 0, 0, 0)]
+    assert errors(*first, (10, 1.0, "champion", 1, 90_100, 4_000), (10, 1.0, "canary", 2, 320, 301))[1:] == [(20, 1, 100, 0)]
+    restarted = [(10, 9.0, "", 0, 0, 0), (10, 9.0, "canary", 2, 10, 1)]
+    assert errors(*first, *restarted)[1:] == [(0, 0, 0, 0)]
+
+
+def test_a_version_that_a_known_process_never_counted_begins_with_nothing() -> None:
+    assert errors((5, 1.0, "", 0, 0, 0), (10, 1.0, "", 0, 0, 0), (10, 1.0, "canary", 2, 40, 2), (10, 1.0, "champion", 1, 60, 1)) == [
+        (0, 0, 0, 0),
+        (40, 2, 60, 1),
     ]
+
+
+def test_a_window_that_is_not_over_is_not_looked_at() -> None:
+    outcomes = pl.DataFrame([row(1, "canary", 2, 0.2, 1.0, known=6), row(7, "canary", 2, 0.3, 1.0, known=40)])
+    ends = [look.until - T0 for look in looks(spec(), TRIAL, outcomes, counters(), T0 + timedelta(minutes=9))]
+    assert ends == [WINDOW]
 
 
 def entry(hour: int, action: str, alias: str, version: int, weight: float | None = None) -> LedgerEntry:

