@@ -232,15 +232,19 @@ def test_a_home_that_was_never_asked_says_how_to_get_there(tmp_path: Path) -> No
         HomeWorld(tmp_path, tmp_path / "home", "flight_disruption")
 
 
-@needs_wrk
-@pytest.mark.timeout(300)
-def test_a_small_run_starts_the_service_drives_it_and_reports(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def small_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is trained, and questions that are answered, within a second."""
     for name, size in {"_SINGLES": 500, "_HUNDREDS": 10, "_CHECKED": 50, "_STARTS": 1}.items():
         monkeypatch.setattr(run, name, size)
     monkeypatch.setattr(world, "TREES", 20)
     monkeypatch.setattr(world, "_TRAINING_ROWS", 5_000)
+
+
+@needs_wrk
+@pytest.mark.usefixtures("small_world")
+@pytest.mark.timeout(300)
+def test_a_small_run_starts_the_service_drives_it_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = run.Options(tmp_path, peers=(FASTAPI,), cases=("1x64", "100x64", "open"), seconds=1.0, rounds=1, scale=False)
     assert run.run_bench_serving(options, as_json=True) in (0, 1)  # whether it is fast enough is the bench's business, not a test's
     found = json.loads(capsys.readouterr().out)
@@ -257,14 +261,11 @@ def test_a_small_run_starts_the_service_drives_it_and_reports(
 
 
 @needs_wrk
+@pytest.mark.usefixtures("small_world")
 @pytest.mark.timeout(300)
 def test_with_the_sink_halted_the_service_spills_answers_and_accounts_for_everything(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, size in {"_SINGLES": 500, "_HUNDREDS": 10}.items():
-        monkeypatch.setattr(run, name, size)
-    monkeypatch.setattr(world, "TREES", 20)
-    monkeypatch.setattr(world, "_TRAINING_ROWS", 5_000)
     options = run.Options(tmp_path, peers=(), cases=("open",), seconds=1.0, rounds=1)
     assert sink_dead.run_sink_dead(options, as_json=True) in (0, 1)
     found = json.loads(capsys.readouterr().out)
@@ -291,13 +292,9 @@ def test_the_p99_is_held_where_it_moves_by_less_than_five_percent_in_most_rounds
 
 
 @needs_wrk
+@pytest.mark.usefixtures("small_world")
 @pytest.mark.timeout(300)
-def test_with_three_times_the_load_some_are_refused_and_the_others_answered(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, size in {"_SINGLES": 500, "_HUNDREDS": 10}.items():
-        monkeypatch.setattr(run, name, size)
-    monkeypatch.setattr(world, "_TRAINING_ROWS", 5_000)
+def test_with_three_times_the_load_some_are_refused_and_the_others_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert overload.run_overload(run.Options(tmp_path, peers=(), seconds=1.0, rounds=1), as_json=True) in (0, 1)
     full, half, over = json.loads(capsys.readouterr().out)["loads"]
     assert min(load["accepted/s"] for load in (full, half, over)) > 0
