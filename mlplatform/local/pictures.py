@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
 
 from rich.console import Console
 
@@ -208,9 +209,9 @@ _SHOW = "[...document.querySelectorAll('td')].find((cell) => cell.innerText === 
 def pictures(services: dict[str, str], home: Path) -> Iterator[Picture]:
     """Every picture of the guide, of the services by name and address."""
     dagster, serving = services["dagster-webserver"], services["serving"]
-    graph = lineage(dagster, MODEL_STAGES)
-    yield Picture("lineage", graph, _GRAPH, 3300, 1000, _NO_GREETING + _NARROW_MENU + _NODE_TEXTS)
-    yield Picture("lineage-model", graph, _GRAPH, 1500, 2300, _NARROW_MENU + _NODE_TEXTS + _TOP_TO_BOTTOM)
+    graph = lineage(dagster, MODEL_STAGES, _other_models())
+    yield Picture("lineage", graph, _GRAPH, 3300, 1300, _NO_GREETING + _NARROW_MENU + _NODE_TEXTS)
+    yield Picture("lineage-model", graph, _GRAPH, 2500, 2100, _NARROW_MENU + _NODE_TEXTS + _TOP_TO_BOTTOM)
     yield Picture("asset-columns", f"{dagster}/assets/validated/weather", _ASSET, 1440, 1000)
     yield Picture("asset-evaluation", f"{dagster}/assets/evaluation/flight_disruption", _ASSET, 1440, 1000, act=_SHOW % "reliability")
     yield Picture("serving-docs", f"{serving}/docs", "document.querySelectorAll('article').length > 3", 1280, 1500)
@@ -218,9 +219,18 @@ def pictures(services: dict[str, str], home: Path) -> Iterator[Picture]:
         yield Picture("drift-report", report.as_uri(), "document.querySelectorAll('.js-plotly-plot, canvas, table').length > 0", 1280, 1300)
 
 
-def lineage(url: str, groups: Sequence[str]) -> str:
-    """The address of the global lineage with these groups opened."""
-    return f"{url}/asset-groups?expanded={','.join(f'global@global:{group}' for group in groups)}"
+def lineage(url: str, groups: Sequence[str], without: Sequence[str] = ()) -> str:
+    """The address of the global lineage with these groups opened, and no asset of the models `without`."""
+    selection = " and ".join(f'not key:"*/{model}"' for model in without)
+    chosen = f"~{quote(selection, safe='')}" if selection else ""
+    return f"{url}/asset-groups{chosen}?expanded={','.join(f'global@global:{group}' for group in groups)}"
+
+
+def _other_models() -> list[str]:
+    """All but the first: beside each other they hide what one of them goes through."""
+    from mlplatform.catalog.discover import catalogs
+
+    return [spec.name for catalog in catalogs() for spec in catalog.models][1:]
 
 
 def newest_report(home: Path) -> Path | None:

@@ -32,7 +32,7 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
         "online": Stage("features", frozenset({"redis", "feast"})),
         "training_set": Stage("training", frozenset({"polars", "deltalake", "feast"})),
         "tuning": Stage("training", frozenset({"optuna"})),
-        "model": Stage("training", frozenset({"xgboost", "mlflow"})),
+        "model": Stage("training", frozenset({"mlflow"})),
         "evaluation": Stage("evaluation", frozenset({"mlflow"})),
         "deployment": Stage("deployment", frozenset({"mlflow"})),
         "predictions": Stage("monitoring", frozenset({"redis", "deltalake"})),

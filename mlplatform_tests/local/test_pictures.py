@@ -42,6 +42,8 @@ def test_without_chromium_the_pictures_stay_and_a_notice_says_so(tmp_path: Path,
 
 def test_the_lineage_address_opens_the_groups_named() -> None:
     assert lineage("http://h:1", ["a", "b"]) == "http://h:1/asset-groups?expanded=global@global:a,global@global:b"
+    alone = lineage("http://h:1", ["a"], ["other"])
+    assert alone == "http://h:1/asset-groups~not%20key%3A%22%2A%2Fother%22?expanded=global@global:a"
 
 
 def test_the_newest_drift_report_is_pictured_and_none_before_the_first(tmp_path: Path) -> None:

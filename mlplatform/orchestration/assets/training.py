@@ -218,6 +218,7 @@ def _model(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPlan]) -> 
                 owner=spec.owner,
                 deps=[dg.AssetDep(policy.key("tuning", spec.name)), dg.AssetDep(policy.key("training_set", spec.name))],
                 condition=conditions.after_gates(),
+                extra_kinds=frozenset({trainers.get(spec.trainer).framework}),
             )
         ],
         name=f"model_{spec.name}",
