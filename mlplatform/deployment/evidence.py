@@ -2,9 +2,9 @@
 
 Belongs here: windows, sums, the scale from 0 to 1. Does not belong here: reading tables, judging.
 
-A prediction counts in the window in which it was asked, its label in the window in which it became known, so both arms wait for their
-labels alike. Only windows that are over are looked at: of one that is not, a later look would be another one, and the judge's promise is
-about looks that stay. What is logged after its window (the log's Redis was away) changes it all the same.
+A prediction counts in the window in which it was asked, its label in the window from which on it could be known, so both arms wait for
+their labels alike. Only windows that are over are looked at: of one that is not, a later look would be another one, and the judge's
+promise is about looks that stay. What is logged after its window (the log's Redis was away) changes it all the same.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,8 +82,10 @@ def _of_labels(spec: ModelSpec, trial: Trial, outcomes: pl.DataFrame) -> Iterato
         label, predicted = _scaled(spec, rows["label"].to_numpy()), _scaled(spec, rows["prediction"].to_numpy())
         return ArmLook(losses=Arm.of(_loss(spec, rows, label, predicted)), residuals=Arm.of((1 + label - predicted) / 2))
 
-    known = outcomes.filter((pl.col("state") == "known") & (pl.col("requested_at") >= trial.began))
-    for until, arms in _windows(trial, known, "label_known_at"):
+    known = outcomes.filter(pl.col("state") == "known")
+    # Whoever is asked about what is over already has its label at once.
+    there = known.with_columns(pl.max_horizontal("requested_at", "label_known_at").alias("_there"))
+    for until, arms in _windows(trial, there.filter(pl.col("requested_at") >= trial.began), "_there"):
         yield Look(until, arm(arms[CHAMPION_VARIANT]), arm(arms[CANARY_VARIANT]))
 
 

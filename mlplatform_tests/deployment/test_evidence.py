@@ -53,16 +53,17 @@ def test_answers_count_when_they_were_asked_and_labels_when_they_became_known() 
             row(2, "champion", 1, 0.4, 0.0, known=3),
             row(3, "champion", 7, 0.9),  # of another version
             row(6, "canary", 2, 0.6),
+            row(7, "canary", 2, 0.5, 1.0, known=-60),  # asked about what is over
         ]
     )
     found = looks(spec(), TRIAL, outcomes, counters(), NOW)
-    assert [look.until - T0 for look in found] == [WINDOW, WINDOW, 2 * WINDOW, 3 * WINDOW]
+    assert [(look.until - T0) / WINDOW for look in found] == [1, 1, 2, 2, 3]
     answers = [(float(x.canary.predictions.total), float(x.champion.predictions.total)) for x in found]
-    assert answers == [(0.2, 0.4), (0, 0), (0.6, 0), (0, 0)]
-    assert [float(x.champion.losses.total) for x in found] == pytest.approx([0, 0.16, 0, 0])
-    assert [float(x.canary.losses.total) for x in found] == pytest.approx([0, 0, 0, 0.64])
-    assert float(found[3].canary.residuals.total) == pytest.approx((1 + 1.0 - 0.2) / 2)
-    assert requests_since(TRIAL, outcomes, T0 + timedelta(minutes=2)) == 1
+    assert answers == [(0.2, 0.4), (0, 0), (1.1, 0), (0, 0), (0, 0)]
+    assert [float(x.champion.losses.total) for x in found] == pytest.approx([0, 0.16, 0, 0, 0])
+    assert [float(x.canary.losses.total) for x in found] == pytest.approx([0, 0, 0, 0.25, 0.64])
+    assert float(found[4].canary.residuals.total) == pytest.approx((1 + 1.0 - 0.2) / 2)
+    assert requests_since(TRIAL, outcomes, T0 + timedelta(minutes=2)) == 2
 
 
 def test_quantiles_are_judged_by_pinball_loss_as_a_share_of_the_range() -> None:
