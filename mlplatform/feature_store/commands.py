@@ -4,6 +4,7 @@ Belongs here: clients by address, and what turns lists of commands into replies.
 which order: that is said once, in generators that know no client (`Steps`), by `writer`, `generations` and `reader`.
 """
 
+import contextlib
 from collections.abc import Generator, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -11,6 +12,9 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.cluster import RedisCluster as AsyncCluster
 from redis.cluster import RedisCluster
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mlplatform.feature_store.pipe import Pipe
 
@@ -76,7 +80,22 @@ async def run_async(client: AsyncClient, steps: Steps[Result]) -> Result:
 
 
 def execute(client: Client, commands: Sequence[Command]) -> list[Any]:
-    """The replies to commands sent in one go; those to one server are executed in their order."""
+    """The replies to commands sent in one go; those to one server are executed in their order.
+
+    Raises `RedisError`. After a lost connection a cluster's nodes are asked anew, so that the next try goes to who is primary then.
+    """
+    try:
+        return _execute(client, commands)
+    except (RedisConnectionError, RedisTimeoutError):
+        if isinstance(client, RedisCluster):
+            # The client does so itself for a command, but not where its pipeline asks its default node for a command's keys: once
+            # that node is dead, each later try would ask the dead one again (redis-py issues 2224 and 3130).
+            with contextlib.suppress(RedisError):
+                client.nodes_manager.initialize()
+        raise
+
+
+def _execute(client: Client, commands: Sequence[Command]) -> list[Any]:
     sender: Any = client
     if len(commands) == 1:
         return [sender.execute_command(*commands[0])]

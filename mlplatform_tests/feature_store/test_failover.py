@@ -38,10 +38,12 @@ def rows(minute: int) -> pl.DataFrame:
 class Work:
     """A writer and the service's reader, each in a thread, that go on whatever happens.
 
+    The writer asks the primary that will be lost for whatever can be asked of any node (`first_primary`, a port).
     `acknowledged`: the last minute whose rows were all written; `reads`: (lowest, highest) value of each read of all entities.
     """
 
     url: str
+    first_primary: int
     acknowledged: int = 0
     reads: list[tuple[float, float]] = field(default_factory=list)
     faults: list[BaseException] = field(default_factory=list)
@@ -49,6 +51,7 @@ class Work:
 
     def write(self) -> None:
         with contextlib.closing(open_client(self.url, cluster=True, socket_timeout=1)) as client:
+            client.replace_default_node(client.get_node("127.0.0.1", self.first_primary))
             minute = 1
             while not self.over.is_set():
                 try:
@@ -101,7 +104,7 @@ def ports(start_cluster: Any) -> Iterator[list[int]]:
 
 @pytest.fixture
 def work(ports: list[int]) -> Iterator[Work]:
-    made = Work(f"redis://127.0.0.1:{ports[1]}")
+    made = Work(f"redis://127.0.0.1:{ports[1]}", ports[0])
     threads = [threading.Thread(target=made.write), threading.Thread(target=made.read)]
     for thread in threads:
         thread.start()
