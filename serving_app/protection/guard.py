@@ -9,7 +9,7 @@ import ipaddress
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, Literal
 
@@ -84,7 +84,8 @@ class Guard:
             return self._refuse("rate-limited", 429, "the key's rate of requests is used up", {"Retry-After": str(ceil(wait))})
         if caller.quota is not None and (wait := caller.quota.take(self._wall())):
             return self._refuse("quota-used-up", 429, "the key's requests of this day (UTC) are used up", {"Retry-After": str(ceil(wait))})
-        return found
+        # Else the gate would ask it for a place of its own.
+        return replace(found, exempt=True) if need.kind == "metrics" else found
 
     def overloaded(self) -> ProblemError:
         return self.counted(unavailable(OVERLOADED, "the service has more requests than it can answer in time: come again later"))

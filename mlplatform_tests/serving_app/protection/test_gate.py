@@ -233,3 +233,18 @@ def test_the_application_can_answer_what_the_gate_raises_from_its_body() -> None
     service = Service(careful)
     assert service.run(lambda: service.ask(PART)).status == 408
     assert seen == [408]
+
+
+def test_a_scrape_is_answered_where_every_place_is_taken() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    service = Service(app, cap=1)
+    assert service.admission.enter()
+
+    async def work() -> tuple[int, int]:
+        scraped = await service.ask(method="GET", path="/metrics")
+        return scraped.status, (await service.ask(method="GET", path="/v1/models")).status
+
+    assert service.run(work) == (200, 503)
