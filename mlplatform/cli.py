@@ -43,6 +43,7 @@ app.command()(cli_release.deployment)
 app.command()(cli_release.approve)
 app.command()(cli_release.reject)
 app.command()(cli_release.judge)
+app.command()(cli_release.experiment)
 app.command()(cli_release.promote)
 app.command()(cli_release.rollback)
 

@@ -1,4 +1,4 @@
-"""`mlplatform history | deployment | approve | reject | promote | rollback`: what serves, and changing it.
+"""`mlplatform history | deployment | approve | reject | judge | experiment | promote | rollback`: what serves, and changing it.
 
 Belongs here: options and printing. Does not belong here: whether a step may be (room `deployment`), carrying it out
 (`orchestration`), gathering answers (`queries_release`).
@@ -18,6 +18,7 @@ from mlplatform.printing import print_json, say, short_time, table
 if TYPE_CHECKING:
     from mlplatform.deployment.decide import Decision
     from mlplatform.orchestration.resources import Clients
+    from mlplatform.specs import ModelSpec
 
 Number = Annotated[int, typer.Argument(metavar="VERSION", min=1, max=NEWEST_VERSION, help="Number of the version.")]
 Reason = Annotated[str, typer.Option(help="Why: it goes into the history.")]
@@ -114,12 +115,10 @@ def judge(
 ) -> None:
     """What the judge says of the canary that answers now: each measure beside the champion's, the verdict, the next step."""
     clients = _writing(home, model)
-    from mlplatform.catalog.discover import catalogs
     from mlplatform.orchestration.assets.canary import rows
     from mlplatform.orchestration.canary_trial import judge_canary
 
-    spec = next(spec for catalog in catalogs() for spec in catalog.models if spec.name == model)
-    told = judge_canary(clients, spec, actor=clients.settings.acts_as, act=act)
+    told = judge_canary(clients, _spec(model), actor=clients.settings.acts_as, act=act)
     if told is None:
         print_json({"model": model, "canary": None}) if as_json else say(f"{model}: no canary answers")
         return
@@ -136,12 +135,40 @@ def judge(
         say(f"note     {reason}")
 
 
+def experiment(model: Model, home: Home = HERE, as_json: AsJson = False) -> None:
+    """The A/B experiment that runs: entities per arm, what differs from the control, and how sure that is. Readable at any time."""
+    clients = _reading(home, model)
+    from dataclasses import asdict
+
+    from mlplatform.orchestration.experiment_state import effect_rows, experiment_result
+
+    told = experiment_result(clients, _spec(model))
+    if as_json:
+        print_json({"model": model, "result": None if told is None else asdict(told)})
+        return
+    if told is None:
+        say(f"{model}: no experiment with outcomes runs; docs/traffic.md says how one is begun")
+        return
+    table(f"{model}: {told.experiment}, since {short_time(told.since.isoformat())}", effect_rows(told), empty="")
+    say("entities  " + ", ".join(f"{arm} {n:,}" for arm, n in told.entities.items()))
+    if told.mismatch:
+        say(f"MISMATCH  these numbers cannot come from the arms' weights (e-value {told.srm_e:.3g}): believe no effect before you know why")
+    if told.crossed:
+        say(f"note      {told.crossed:,} entities were answered by more than one arm; each counts where it was first")
+
+
 def rollback(model: Model, reason: Reason, actor: Actor = "", home: Home = HERE) -> None:
     """Back to the version that served before, in one step; recorded."""
     clients = _writing(home, model)
     from mlplatform.orchestration.serving_state import roll_back
 
     _tell(roll_back(clients, model, reason, actor=actor or clients.settings.acts_as))
+
+
+def _spec(model: str) -> "ModelSpec":
+    from mlplatform.catalog.discover import catalogs
+
+    return next(spec for catalog in catalogs() for spec in catalog.models if spec.name == model)
 
 
 def _writing(home: Path, model: str) -> "Clients":

@@ -175,8 +175,28 @@ class Arm(_Frozen):
     weight: Percent
 
 
+class Layer(_Frozen):
+    """The part [start, end) of a layer's entities, in percent, that an experiment may hold; the name is the layer's salt.
+
+    Experiments of one layer whose parts do not overlap never hold the same entity, whatever model they are of, provided their entities are
+    the same request fields. Layers of different names draw independently.
+    """
+
+    name: _Name
+    start: Percent
+    end: Percent
+
+    @model_validator(mode="after")
+    def _holds_somebody(self) -> Self:
+        if self.start >= self.end:
+            raise ValueError(f"layer {self.name}: [{self.start:g}, {self.end:g}) holds nobody")
+        return self
+
+
 class Experiment(_Frozen):
     """Named versions that share the entities the canary does not take; weights in percent of those, 100 in all.
+
+    With a layer they share only its part of those, and the champion answers the others.
 
     Without a salt of its own the name is the salt, so that another experiment draws other entities.
     """
@@ -184,6 +204,7 @@ class Experiment(_Frozen):
     name: _Name
     salt: _Salt = Field(default_factory=lambda known: str(known["name"]))
     arms: Annotated[tuple[Arm, ...], Field(min_length=2, max_length=16)]
+    layer: Layer | None = None
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
@@ -218,7 +239,9 @@ class TrafficRules(_Frozen):
         return f"sticky_on names {', '.join(map(repr, unknown))}, which no request to {champion.model} has; its fields: {', '.join(asked)}"
 
     def canonical_json(self) -> str:
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        # A service of before layers refuses what it does not know: where there is none, the word is left out.
+        without = {"experiment": {"layer"}} if self.experiment is not None and self.experiment.layer is None else None
+        return json.dumps(self.model_dump(mode="json", exclude=without), sort_keys=True, separators=(",", ":"))
 
 
 NO_RULES = TrafficRules()

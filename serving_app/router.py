@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 from mlplatform.contracts import CANARY_VARIANT, CHAMPION_VARIANT, NO_RULES, SHADOW_VARIANT, TrafficRules
+from mlplatform.sticky import key_of, sticky_fields
 from serving_app.model_handle import ModelHandle, VersionRef
-from serving_app.traffic import Draw, key_of, sticky_fields
+from serving_app.traffic import Draw
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,20 @@ class _Table:
             # The last arm has no upper bound, so that no rounding leaves a gap below 1.
             self._bounds = tuple(accumulate(arm.weight / 100 for arm in experiment.arms))[:-1]
             self._arms_draw = Draw("experiment", experiment.salt)
+        layer = rules.experiment.layer if rules.experiment else None
+        self._layer_draw = None if layer is None else Draw("layer", layer.name)
+        self._layer = (0.0, 1.0) if layer is None else (layer.start / 100, layer.end / 100)
         self.sticky = self._canary is not None or bool(self._arms)
 
     def pick(self, entity: bytes) -> Choice:
         if self._canary is not None and self._canary_draw.place(entity) < self._canary_below:
             return self._canary
-        if self._arms:
+        if self._arms and self._in_layer(entity):
             return self._arms[bisect_right(self._bounds, self._arms_draw.place(entity))]
         return self.champion
+
+    def _in_layer(self, entity: bytes) -> bool:
+        return self._layer_draw is None or self._layer[0] <= self._layer_draw.place(entity) < self._layer[1]
 
     def shares(self) -> tuple[Share, ...]:
         rest = 100 * (1 - self._canary_below)
@@ -98,7 +105,9 @@ class _Table:
         if not self._arms or self.slot.rules.experiment is None:
             return (Share(self.champion, rest), *canary)
         weights = [arm.weight for arm in self.slot.rules.experiment.arms]
-        return (*(Share(c, rest * w / 100) for c, w in zip(self._arms, weights, strict=True)), *canary)
+        part = self._layer[1] - self._layer[0]
+        outside = () if part == 1 else (Share(self.champion, rest * (1 - part)),)
+        return (*outside, *(Share(c, rest * part * w / 100) for c, w in zip(self._arms, weights, strict=True)), *canary)
 
 
 class ModelRouter:

@@ -212,6 +212,25 @@ def interval(sums: Sums, alpha: float, length: float) -> tuple[float, float]:
     return lower_bound(sums, alpha, length), -lower_bound(sums.mirrored(), alpha, length)
 
 
+# --- counts ------------------------------------------------------------------------------------------------------------
+
+
+def dirichlet_log_e(counts: Sequence[float], shares: Sequence[float], concentration: float = 100.0) -> float:
+    """Log e-value against "each unit falls to arm i with probability shares[i]": a Dirichlet mixture of multinomials.
+
+    Lindon and Malek 2022, "Anytime-valid inference for multinomial count data", Theorem 1. `concentration`: how near the null the
+    mixture looks, in units; any value is valid, a larger one finds small mismatches sooner and large ones later. Raises ValueError for
+    shares that are not positive or not 1 in all.
+    """
+    if len(counts) != len(shares) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
+        raise ValueError(f"one positive share per count, 1 in all: got {tuple(shares)} for {len(counts)} counts")
+    n = sum(counts)
+    found = math.lgamma(concentration) - math.lgamma(concentration + n)
+    for count, share in zip(counts, shares, strict=True):
+        found += math.lgamma(concentration * share + count) - math.lgamma(concentration * share) - count * math.log(share)
+    return found
+
+
 # --- quantiles --------------------------------------------------------------------------------------------------------
 
 _STEP = 1.02

@@ -68,7 +68,7 @@ def _windows(trial: Trial, rows: pl.DataFrame, time: str) -> Iterator[tuple[date
 
 def _of_answers(spec: ModelSpec, trial: Trial, outcomes: pl.DataFrame) -> Iterator[Look]:
     def arm(rows: pl.DataFrame) -> ArmLook:
-        predictions = Arm.of(_scaled(spec, rows["prediction"].to_numpy()))
+        predictions = Arm.of(scaled(spec, rows["prediction"].to_numpy()))
         # A request of many inputs took its time once.
         latencies = Sketch.of(rows.unique("request_id")["latency_ms"].to_numpy())
         return ArmLook(latencies=latencies, predictions=predictions)
@@ -79,8 +79,8 @@ def _of_answers(spec: ModelSpec, trial: Trial, outcomes: pl.DataFrame) -> Iterat
 
 def _of_labels(spec: ModelSpec, trial: Trial, outcomes: pl.DataFrame) -> Iterator[Look]:
     def arm(rows: pl.DataFrame) -> ArmLook:
-        label, predicted = _scaled(spec, rows["label"].to_numpy()), _scaled(spec, rows["prediction"].to_numpy())
-        return ArmLook(losses=Arm.of(_loss(spec, rows, label, predicted)), residuals=Arm.of((1 + label - predicted) / 2))
+        label, predicted = scaled(spec, rows["label"].to_numpy()), scaled(spec, rows["prediction"].to_numpy())
+        return ArmLook(losses=Arm.of(loss(spec, rows, label, predicted)), residuals=Arm.of((1 + label - predicted) / 2))
 
     known = outcomes.filter(pl.col("state") == "known")
     # Whoever is asked about what is over already has its label at once.
@@ -89,15 +89,15 @@ def _of_labels(spec: ModelSpec, trial: Trial, outcomes: pl.DataFrame) -> Iterato
         yield Look(until, arm(arms[CHAMPION_VARIANT]), arm(arms[CANARY_VARIANT]))
 
 
-def _loss(spec: ModelSpec, rows: pl.DataFrame, label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def loss(spec: ModelSpec, rows: pl.DataFrame, label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     if not spec.quantiles:
         return np.asarray((label - predicted) ** 2)
-    answers = _scaled(spec, np.array(rows["quantiles"].to_list(), dtype=float).reshape(len(label), len(spec.quantiles)))
+    answers = scaled(spec, np.array(rows["quantiles"].to_list(), dtype=float).reshape(len(label), len(spec.quantiles)))
     levels, error = np.array(spec.quantiles), label[:, None] - answers
     return np.asarray(np.maximum(levels * error, (levels - 1) * error).mean(axis=1))
 
 
-def _scaled(spec: ModelSpec, values: np.ndarray) -> np.ndarray:
+def scaled(spec: ModelSpec, values: np.ndarray) -> np.ndarray:
     low, high = spec.label_range or (0.0, 1.0)
     return np.asarray(np.clip((values - low) / (high - low), 0.0, 1.0))
 
@@ -162,15 +162,15 @@ def shadow_pairs(spec: ModelSpec, shadow: int, outcomes: pl.DataFrame, slices: M
     copies = outcomes.filter((pl.col("variant") == SHADOW_VARIANT) & (pl.col("version") == shadow)).select(*key, *columns)
     answers = outcomes.filter(pl.col("variant") != SHADOW_VARIANT)
     both = answers.join(copies, on=key, suffix="_shadow", validate="1:1", maintain_order="left")
-    label = _scaled(spec, both["label"].to_numpy())
+    label = scaled(spec, both["label"].to_numpy())
     ours = both.select(pl.col(f"{name}_shadow").alias(name) for name in columns)
     values = {name: both[column].cast(pl.String).fill_null("").to_list() for name, column in slices.items() if column in both.columns}
     return Pairs(
-        _scaled(spec, both["prediction_shadow"].to_numpy()),
-        _scaled(spec, both["prediction"].to_numpy()),
+        scaled(spec, both["prediction_shadow"].to_numpy()),
+        scaled(spec, both["prediction"].to_numpy()),
         both["latency_ms_shadow"].to_numpy(),
         both["latency_ms"].to_numpy(),
-        _loss(spec, ours, label, _scaled(spec, ours["prediction"].to_numpy())),
-        _loss(spec, both, label, _scaled(spec, both["prediction"].to_numpy())),
+        loss(spec, ours, label, scaled(spec, ours["prediction"].to_numpy())),
+        loss(spec, both, label, scaled(spec, both["prediction"].to_numpy())),
         values,
     )

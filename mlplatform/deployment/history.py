@@ -45,7 +45,9 @@ class Served:
         rest = 100 - self.canary_weight
         rows: list[tuple[str, int | None, float]] = [(CHAMPION_VARIANT, self.production, rest)]
         if (experiment := self.rules.experiment) is not None:
-            rows = [(f"{experiment.name}/{arm.name}", self.version_of(arm.serves), rest * arm.weight / 100) for arm in experiment.arms]
+            held = rest if experiment.layer is None else rest * (experiment.layer.end - experiment.layer.start) / 100
+            rows = [(CHAMPION_VARIANT, self.production, rest - held)] if held < rest else []
+            rows += [(f"{experiment.name}/{arm.name}", self.version_of(arm.serves), held * arm.weight / 100) for arm in experiment.arms]
         return (*rows, *([(CANARY_VARIANT, self.canary, self.canary_weight)] if self.canary_weight else []))
 
 

@@ -13,6 +13,7 @@ from mlplatform.features.declared import plans
 from mlplatform.orchestration.assets.canary import canary_assets
 from mlplatform.orchestration.assets.deployment import deployment_assets
 from mlplatform.orchestration.assets.evaluation import evaluation_assets
+from mlplatform.orchestration.assets.experiment import experiment_assets
 from mlplatform.orchestration.assets.features import feature_assets
 from mlplatform.orchestration.assets.ingestion import ingestion_assets
 from mlplatform.orchestration.assets.monitoring import monitoring_assets
@@ -38,7 +39,8 @@ def build(found: Sequence[Catalog]) -> dg.Definitions:
         assets += [*ingestion_assets(catalog), *validation_assets(catalog), *feature_assets(catalog, views)]
         for spec in catalog.models:
             assets += [*training_assets(catalog, spec, views), *evaluation_assets(spec), *deployment_assets(spec)]
-            assets += [*canary_assets(spec), *shadow_assets(spec), *monitoring_assets(spec), *skew_assets(catalog, spec, views)]
+            assets += [*canary_assets(spec), *shadow_assets(spec), *experiment_assets(spec)]
+            assets += [*monitoring_assets(spec), *skew_assets(catalog, spec, views)]
     return dg.Definitions(
         assets=assets,
         jobs=jobs(found),

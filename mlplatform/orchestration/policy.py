@@ -39,6 +39,7 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
         "outcomes": Stage("monitoring", frozenset({"polars", "deltalake"})),
         "canary": Stage("deployment", frozenset({"polars", "mlflow"})),
         "shadow": Stage("deployment", frozenset({"polars"})),
+        "experiment": Stage("deployment", frozenset({"polars"})),
         "performance": Stage("monitoring", frozenset({"polars"})),
         "data_drift": Stage("monitoring", frozenset({"evidently"})),
         "prediction_drift": Stage("monitoring", frozenset({"evidently"})),

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from mlplatform.contracts import CANARY, GATES_TAG, MODELS_CHANNEL, NO_RULES, PRODUCTION, TRAFFIC_TAG, TrafficRules
 from mlplatform.deployment.states import State, states, why_not
 from mlplatform.deployment.traffic import SideAlias, TrafficState, refuse_rules, refuse_side
+from mlplatform.orchestration.experiment_state import layer_reasons
 from mlplatform.orchestration.recording import record
 from mlplatform.orchestration.release_state import settle, unapproved, unverified, write_states
 from mlplatform.orchestration.resources import Clients
@@ -79,7 +80,7 @@ def set_rules(
     state = traffic_state(clients, model)
     if wanted.sticky_on and (champion := clients.registry.by_alias(model, PRODUCTION)) is not None:
         state = replace(state, contract=clients.registry.contract_of(champion))
-    if reasons := refuse_rules(state, wanted):
+    if reasons := (*refuse_rules(state, wanted), *layer_reasons(clients, model, wanted.experiment)):
         return TrafficChange(False, reasons)
     if state.rules == wanted:
         return TrafficChange(False)

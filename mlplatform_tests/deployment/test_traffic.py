@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from mlplatform.contracts import Arm, CanaryRule, ContractField, Experiment, ServingContract, TrafficRules
+from mlplatform.contracts import Arm, CanaryRule, ContractField, Experiment, Layer, ServingContract, TrafficRules
 from mlplatform.deployment.traffic import TrafficState, refuse_rules, refuse_side
 
 STATE = TrafficState(
@@ -67,3 +67,16 @@ def test_rules_that_draw_on_a_field_no_request_has_are_refused() -> None:
     [reason] = refuse_rules(served, TrafficRules(sticky_on=("customer", "region", "nofield")))
     assert reason == "sticky_on names 'region', 'nofield', which no request to m has; its fields: customer"
     assert refuse_rules(STATE, TrafficRules(sticky_on=("nofield",))) == ()  # no champion yet: nobody knows its fields
+
+
+def test_a_layer_leaves_its_other_entities_to_the_champion() -> None:
+    held = experiment("4").experiment
+    assert held is not None
+    layered = TrafficRules(canary=CanaryRule(weight=10), experiment=held.model_copy(update={"layer": Layer(name="ui", start=0, end=50)}))
+    shares = TrafficState("m", STATE.aliases, STATE.gates, layered).shares()
+    assert shares == (("champion", 1, 45), ("price/a", 1, 13.5), ("price/b", 4, 31.5), ("canary", 2, 10))
+
+
+def test_rules_without_a_layer_are_read_by_services_that_know_none() -> None:
+    assert "layer" not in experiment("4").canonical_json()
+    assert TrafficRules.model_validate_json(experiment("4").canonical_json()) == experiment("4")

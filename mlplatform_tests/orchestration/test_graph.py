@@ -15,7 +15,7 @@ SNAPSHOT = Path(__file__).with_name("graph.json")
 RENEW = "MLPLATFORM_RENEW_GRAPH"
 STAGES = (
     *("raw", "validated", "quarantine", "feature_registry", "offline", "online", "training_set", "tuning", "model", "evaluation"),
-    *("deployment", "predictions", "outcomes", "canary", "shadow", "performance", "data_drift", "prediction_drift", "skew"),
+    *("deployment", "predictions", "outcomes", "canary", "shadow", "experiment", "performance", "data_drift", "prediction_drift", "skew"),
 )
 
 

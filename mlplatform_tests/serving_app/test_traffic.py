@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mlplatform.contracts import Arm, CanaryRule, Experiment, TrafficRules
+from mlplatform.contracts import Arm, CanaryRule, Experiment, Layer, TrafficRules
+from mlplatform.sticky import key_of, sticky_fields, sticky_key
 from serving_app.model_handle import VersionRef
 from serving_app.router import ModelRouter, Slot
-from serving_app.traffic import Draw, key_of, sticky_fields, sticky_key
+from serving_app.traffic import Draw
 
 salts = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=64)
 percents = st.floats(0, 100, allow_nan=False)
@@ -214,3 +215,28 @@ def test_the_rules_in_the_guide_are_rules() -> None:
     rules = TrafficRules.model_validate_json(example)
     assert rules.experiment is not None
     assert rules.canary.weight == 5
+
+
+def in_layer(name: str, start: float, end: float) -> TrafficRules:
+    return TrafficRules(experiment=experiment(50).model_copy(update={"layer": Layer(name=name, start=start, end=end)}))
+
+
+@given(st.floats(1, 99))
+def test_experiments_of_one_layer_never_hold_the_same_entity_and_together_hold_all(cut: float) -> None:
+    lower, upper = (drawn(in_layer("ui", *part), (None, B), ENTITIES[:1000]) for part in ((0, cut), (cut, 100)))
+    for one, other in zip(lower, upper, strict=True):
+        assert (one == "champion") != (other == "champion")
+    assert within_bounds(1000 - lower.count("champion"), cut / 100, 1000)
+
+
+def test_layers_draw_independently_of_each_other_and_of_the_arms() -> None:
+    entities = [f"e{i}".encode() for i in range(4000)]
+    one, other = (drawn(in_layer(name, 0, 50), (None, B), entities) for name in ("ui", "price"))
+    pairs = Counter((a == "champion", b == "champion") for a, b in zip(one, other, strict=True))
+    assert all(within_bounds(pairs[key], 0.25, 4000) for key in ((False, False), (False, True), (True, False), (True, True)))
+    assert within_bounds(one.count("price/a"), 0.25, 4000)
+
+
+def test_the_shares_say_what_a_layer_leaves_to_the_champion() -> None:
+    made = router(in_layer("ui", 20, 60), (None, B))
+    assert [(s.choice.variant, round(s.percent, 9)) for s in made.shares("m")] == [("champion", 60), ("price/a", 20), ("price/b", 20)]

@@ -85,7 +85,7 @@ def training_job(spec: ModelSpec) -> Job:
 
 def monitoring_job(spec: ModelSpec) -> Job:
     """Drain, labels, performance, drift and skew."""
-    stages = ("predictions", "outcomes", "shadow", "performance", "data_drift", "prediction_drift", "skew")
+    stages = ("predictions", "outcomes", "shadow", "experiment", "performance", "data_drift", "prediction_drift", "skew")
     return dg.define_asset_job(
         f"{spec.name}_monitoring",
         selection=dg.AssetSelection.assets(*(policy.key(stage, spec.name) for stage in stages)),

@@ -65,7 +65,10 @@ def test_everything_automated_is_described(loaded):
         ("flights_events", {"raw", "validated", "quarantine"}),
         ("flights_online_rebuild", {"online"}),
         ("flight_disruption_training", {"training_set", "tuning", "model", "evaluation", "deployment"}),
-        ("flight_disruption_monitoring", {"predictions", "outcomes", "shadow", "performance", "data_drift", "prediction_drift", "skew"}),
+        (
+            "flight_disruption_monitoring",
+            {"predictions", "outcomes", "shadow", "experiment", "performance", "data_drift", "prediction_drift", "skew"},
+        ),
     ],
 )
 def test_a_job_materializes_its_stages(loaded, job, stages):

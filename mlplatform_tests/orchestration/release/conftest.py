@@ -18,6 +18,7 @@ from mlplatform.contracts import (
     TRAINED_BY_TAG,
     VERIFIED_TAG,
     ContractFeature,
+    ContractField,
     ServingContract,
 )
 from mlplatform.orchestration import resources
@@ -66,7 +67,7 @@ def new_model(registry: Registry, booster: bytes, tmp_path: Path) -> Callable[[]
             model_file="model.ubj",
             model_sha256=hashlib.sha256(booster).hexdigest(),
             project="test",
-            fields=(),
+            fields=(ContractField(name="x", dtype="float", description="x", example=1.0),),
             views=(),
             functions=(),
             features=(ContractFeature(name="x", kind="request", source="x", column="x"),),

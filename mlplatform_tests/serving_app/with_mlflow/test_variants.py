@@ -16,7 +16,8 @@ import redis
 
 import serving_app.model_loader
 from mlplatform.contracts import CANARY, MODELS_CHANNEL, SHADOW, TRAFFIC_TAG, Arm, CanaryRule, Experiment, TrafficRules
-from serving_app.traffic import Draw, key_of
+from mlplatform.sticky import key_of
+from serving_app.traffic import Draw
 
 ROW = {"shop": "s1", "customer": 7, "placed_at": "2013-09-01T10:30:00Z", "price": 12.5, "items": 3, "channel": "store", "age": 30}
 HALF = TrafficRules(canary=CanaryRule(weight=50))
