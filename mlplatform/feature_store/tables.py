@@ -3,7 +3,9 @@
 Belongs here: Delta (and Parquet, for saved data sets) behind a Feast `FileSource`, local or S3. Does not belong here: joins.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,6 +23,43 @@ from mlplatform.fingerprint import Mark, fingerprint
 
 # A day in any zone is at most this far from the day in UTC.
 _ZONES = timedelta(days=1)
+
+
+class UnpinnedError(LookupError):
+    """A version was named for a table that was then not read: what was read instead is not known."""
+
+
+class Pins:
+    """Versions by the address of their table, and which of these were read."""
+
+    def __init__(self, versions: Mapping[str, int]) -> None:
+        self._versions = versions
+        self.left = set(versions)
+
+    def take(self, uri: str) -> int | None:
+        """The version to read of a table; None: the newest."""
+        self.left.discard(uri)
+        return self._versions.get(uri)
+
+
+_PINNED: ContextVar[Pins] = ContextVar("pinned", default=Pins({}))  # noqa: B039  # never changed: it names no table
+
+
+@contextmanager
+def pinned(versions: Mapping[str, int]) -> Iterator[None]:
+    """Within it, feature tables are read at these versions (Delta time travel), by the addresses that `FeatureTable.uri` has.
+
+    Feast has no word for a version: whoever asks it for a training set must not get rows that were written since. Raises UnpinnedError
+    at its end for a table that was not read, as a misspelt address would be.
+    """
+    pins = Pins(versions)
+    token = _PINNED.set(pins)
+    try:
+        yield
+    finally:
+        _PINNED.reset(token)
+    if pins.left:
+        raise UnpinnedError(f"never read at its version: {', '.join(sorted(pins.left))}")
 
 
 class MissingFeatureTableError(LookupError):
@@ -56,12 +95,12 @@ class FeatureTable:
         return "://" in self.uri or Path(self.uri).exists()
 
     def open(self) -> "Snapshot":
-        """The table as it is now. Raises MissingFeatureTableError."""
+        """The table as it is now, or within `pinned` at the version that names. Raises MissingFeatureTableError."""
         if not self.delta:
             frame, partitions = pl.scan_parquet(self.uri, storage_options=dict(self.options) or None), []
         else:
             try:
-                table = DeltaTable(self.uri, storage_options=dict(self.options))
+                table = DeltaTable(self.uri, version=_PINNED.get().take(self.uri), storage_options=dict(self.options))
             except TableNotFoundError as missing:
                 raise MissingFeatureTableError(f"feature table {self.uri} does not exist yet: materialize its asset first") from missing
             frame = pl.scan_delta(table, storage_options=dict(self.options) or None)

@@ -23,7 +23,7 @@ from mlplatform.contracts import ONLINE_PROJECT, TRAINED_BY_TAG
 from mlplatform.features.plan import ViewPlan
 from mlplatform.orchestration import policy
 from mlplatform.orchestration.automation import conditions
-from mlplatform.orchestration.joins import model_rows, with_features
+from mlplatform.orchestration.joins import Versions, model_rows, with_features
 from mlplatform.orchestration.metadata import md_table, numbers, picture
 from mlplatform.orchestration.resources import Clients, PlatformResource
 from mlplatform.records import DayRange, TrainingManifest, TuningResult
@@ -128,20 +128,26 @@ def write_training_set(
 ) -> tuple[TrainingManifest, int]:
     """Joins, splits, and writes the training set; the manifest lies in the commit. Returns it with the Delta version."""
     lake = clients.lake
-    split = spec.split
-    rows = model_rows(clients, spec, DayRange(split.train_start, split.end))
-    features = with_features(clients, spec, rows)
-    # Feature names are unique over a package's views; a service may give them in full.
-    defaults = {key: v for p in plans.values() for f, v in p.recipe.defaults.items() for key in (f, f"{p.name}__{f}")}
-    data = datasets.assemble(spec, rows, features, service_columns(clients, spec), defaults)
     tables = [("validated", s) for s in spec.inputs] + [("offline", v) for v in plans]
+    # First the versions, then the rows of just these: streams write the tables meanwhile.
     versions = {"/".join(key): lake.identity(key) for key in tables}
+    data = read_training_data(clients, spec, plans, {key: versions["/".join(key)][1] for key in tables})
     prints = {f"offline/{v}": fingerprints.of_table(lake, ("offline", v), versions[f"offline/{v}"][1]).hash for v in plans}
     manifest = datasets.manifest(spec, data, versions, definition_sources(catalog, plans), prints)
     version = lake.replace(
         ("training_set", spec.name), data.frame, metadata={"run_id": run_id, MANIFEST: json.dumps(manifest.to_dict(), default=str)}
     )
     return manifest, version
+
+
+def read_training_data(clients: Clients, spec: ModelSpec, plans: Mapping[str, ViewPlan], versions: Versions) -> datasets.Dataset:
+    """The labelled rows of the spec's split with their features, from tables as they were at `versions`."""
+    rows = model_rows(clients, spec, DayRange(spec.split.train_start, spec.split.end), versions)
+    used = {key: version for key, version in versions.items() if key[0] == "offline" and key[1] in service_views(clients, spec)}
+    features = with_features(clients, spec, rows, used)
+    # Feature names are unique over a package's views; a service may give them in full.
+    defaults = {key: v for p in plans.values() for f, v in p.recipe.defaults.items() for key in (f, f"{p.name}__{f}")}
+    return datasets.assemble(spec, rows, features, service_columns(clients, spec), defaults)
 
 
 def open_training_set(clients: Clients, spec: ModelSpec) -> tuple[datasets.Dataset, TrainingManifest, ModelSpec]:
@@ -286,6 +292,12 @@ def fit_resources(clients: Clients, spec: ModelSpec, manifest: TrainingManifest)
     folder = settings.home.absolute() / "fits" / spec.name / manifest.content_hash[:12]
     device = clients.device_for(trainers.get(spec.trainer).framework)
     return Resources(device=device, workers=settings.training_workers, folder=folder)
+
+
+def service_views(clients: Clients, spec: ModelSpec) -> set[str]:
+    """The names of the feature views behind the model's feature service."""
+    service = clients.feature_store.get_feature_service(spec.feature_service)
+    return {projection.name for projection in service.feature_view_projections}
 
 
 def service_columns(clients: Clients, spec: ModelSpec) -> list[str]:
