@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mlplatform import cli_features, cli_release
+from mlplatform import cli_features, cli_rebuild, cli_release
 from mlplatform.cli_bench import bench
 from mlplatform.cli_faults import explain
 from mlplatform.cli_keys import keys
@@ -46,6 +46,7 @@ app.command()(cli_release.judge)
 app.command()(cli_release.experiment)
 app.command()(cli_release.promote)
 app.command()(cli_release.rollback)
+app.command()(cli_rebuild.rebuild)
 
 _STOPPED = (129, 130, 143)  # by SIGHUP, SIGINT or SIGTERM
 

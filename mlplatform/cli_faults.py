@@ -53,6 +53,7 @@ _MENDS: Mapping[str, str] = {
     "NoPreviousGenerationError": "`mlplatform online status` shows the generations there are",
     "TakenOverError": "`mlplatform online status` shows what is read; nothing else is to be done",
     "VerificationError": "readers are not affected; `mlplatform doctor`, then try again",
+    "RebuildError": "`mlplatform history MODEL` and MLflow's page of the version tell what is recorded of it",
     "Failure": "",
     "RunFailedError": "the run's page in the Dagster UI tells why; materialize what it names again once that is mended",
     "NothingToRollBackToError": "`mlplatform history MODEL` shows what served",

@@ -202,3 +202,14 @@ def test_nothing_is_moved_where_the_services_cannot_be_told(registered, fails, m
     for words in (["promote", "nobody", "1"], ["rollback", "nobody", "--reason", "x"]):
         assert f"no model 'nobody' is declared: choose one of arrival_delay, {MODEL}" in fails(*words)
     assert "never deployed" in CliRunner().invoke(cli.app, ["history", MODEL, "--home", "other"]).stdout
+
+
+@mlflow_store
+def test_a_version_without_a_record_of_its_ingredients_is_told_so(registered, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["mlplatform", "rebuild", MODEL, "1", "--verify", "--home", str(registered)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    told = capsys.readouterr().err
+    assert "version 1 of flight_disruption was registered without a record of its ingredients" in told
+    assert "Traceback" not in told

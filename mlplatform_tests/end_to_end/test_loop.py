@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from mlplatform.local.service_state import Service
 from mlplatform.orchestration import resources
 from mlplatform.orchestration.assets.training import open_training_set
 from mlplatform.orchestration.joins import with_features
+from mlplatform.orchestration.rebuild import Outcome, RebuildError, rebuild
 from mlplatform.orchestration.serving_state import roll_back
 from mlplatform.orchestration.summaries import newest_summary
 from mlplatform.records import DayRange, SkewSummary
@@ -173,6 +174,33 @@ def test_what_was_served_is_what_history_says_it_should_have_been(story: Story, 
     proof = newest_summary(clients, "skew", model.name, SkewSummary)
     assert proof is not None
     assert (proof.compared, proof.mismatched, proof.unresolved) == (logged.height, 0, ())
+
+
+def test_a_version_is_built_again_from_the_tables_as_they_were_though_days_were_written_since(story: Story):
+    demo = story.demo
+    table = ("offline", "origin_congestion")
+    manifest = demo.clients.registry.manifest_of(demo.clients.registry.version(demo.model.name, 1))
+    assert demo.clients.lake.identity(table)[1] > manifest["delta_versions"]["/".join(table)][1]
+    told = rebuild(demo.clients, demo.catalog, demo.model, demo.plans, 1)
+    assert told.outcome == Outcome(identical=True, difference=0.0, tolerance=0.0)
+    assert [i.name for i in told.changed] == []
+
+
+def test_what_does_not_come_out_again_is_told_with_what_changed(story: Story):
+    demo = story.demo
+    other = demo.model.model_copy(update={"seed": demo.model.seed + 1})
+    told = rebuild(demo.clients, demo.catalog, other, demo.plans, 1)
+    assert told.outcome is not None
+    assert not told.outcome.same
+    assert [(i.name, i.now) for i in told.changed] == [("seed", str(other.seed))]
+
+
+def test_a_version_of_which_nothing_is_recorded_is_not_guessed(story: Story, monkeypatch: pytest.MonkeyPatch):
+    demo = story.demo
+    version = demo.clients.registry.version(demo.model.name, 1)
+    monkeypatch.setattr(demo.clients.registry, "version", lambda *_: replace(version, tags={}))
+    with pytest.raises(RebuildError, match="registered without a record of its ingredients"):
+        rebuild(demo.clients, demo.catalog, demo.model, demo.plans, 1)
 
 
 def test_what_is_stored_has_left_the_prediction_log(story: Story, platform: LocalPlatform):

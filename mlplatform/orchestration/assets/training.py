@@ -23,6 +23,7 @@ from mlplatform.contracts import ONLINE_PROJECT, TRAINED_BY_TAG
 from mlplatform.features.plan import ViewPlan
 from mlplatform.orchestration import policy
 from mlplatform.orchestration.automation import conditions
+from mlplatform.orchestration.ingredients import INGREDIENTS_TAG, ingredients
 from mlplatform.orchestration.joins import Versions, model_rows, with_features
 from mlplatform.orchestration.metadata import md_table, numbers, picture
 from mlplatform.orchestration.resources import Clients, PlatformResource
@@ -238,7 +239,9 @@ def _model(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPlan]) -> 
         result = run_study(context, clients, spec)
         data, manifest, used = open_training_set(clients, spec)
         trainer = trainers.get(spec.trainer)
-        trained = fitting.fit(used, data, trainer, result.best_params, fit_resources(clients, spec, manifest))
+        resources = fit_resources(clients, spec, manifest)
+        made_of = ingredients(spec, plans, request_functions(catalog), result.best_params, resources, clients.settings.code_version)
+        trained = fitting.fit(used, data, trainer, result.best_params, resources)
         with tempfile.TemporaryDirectory() as folder:
             saved = fitting.save(trained.fitted, Path(folder))
             contract = build_contract(
@@ -264,12 +267,15 @@ def _model(catalog: Catalog, spec: ModelSpec, plans: Mapping[str, ViewPlan]) -> 
                     metrics={"rounds": trained.fitted.rounds, f"validation_{fitting.default_metric(used)}": trained.score},
                     curves=trained.curves,
                     plots={"learning_curves": curves, "feature_importance": importance, "trials": plots.optimization_history(result)},
-                    tags=version_tags(manifest, context.run.run_id, context.run.tags.get(ACTOR) or clients.settings.acts_as),
+                    tags={
+                        **version_tags(manifest, context.run.run_id, context.run.tags.get(ACTOR) or clients.settings.acts_as),
+                        INGREDIENTS_TAG: json.dumps(made_of, sort_keys=True),
+                    },
                 ),
                 run_id=context.resources.mlflow.active_run().info.run_id,
             )
         # The version is registered: nothing is left to go on with.
-        shutil.rmtree(fit_resources(clients, spec, manifest).folder or "", ignore_errors=True)
+        shutil.rmtree(resources.folder or "", ignore_errors=True)
         return dg.MaterializeResult(
             data_version=dg.DataVersion(contract.model_sha256[:16]),
             metadata={
