@@ -54,6 +54,7 @@ _MENDS: Mapping[str, str] = {
     "TakenOverError": "`mlplatform online status` shows what is read; nothing else is to be done",
     "VerificationError": "readers are not affected; `mlplatform doctor`, then try again",
     "RebuildError": "`mlplatform history MODEL` and MLflow's page of the version tell what is recorded of it",
+    "UnpinnedError": "Feast's registry names other addresses than the lake's: materialize `feature_registry`, as after a move",
     "Failure": "",
     "RunFailedError": "the run's page in the Dagster UI tells why; materialize what it names again once that is mended",
     "NothingToRollBackToError": "`mlplatform history MODEL` shows what served",

@@ -3,6 +3,7 @@
 Belongs here: Delta (and Parquet, for saved data sets) behind a Feast `FileSource`, local or S3. Does not belong here: joins.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -33,13 +34,18 @@ class Pins:
     """Versions by the address of their table, and which of these were read."""
 
     def __init__(self, versions: Mapping[str, int]) -> None:
-        self._versions = versions
-        self.left = set(versions)
+        self._versions = {_address(uri): version for uri, version in versions.items()}
+        self.left = set(self._versions)
 
     def take(self, uri: str) -> int | None:
         """The version to read of a table; None: the newest."""
-        self.left.discard(uri)
-        return self._versions.get(uri)
+        self.left.discard(_address(uri))
+        return self._versions.get(_address(uri))
+
+
+def _address(uri: str) -> str:
+    """One spelling of each address: a folder may be written in several."""
+    return uri.rstrip("/") if "://" in uri else os.path.abspath(uri)
 
 
 _PINNED: ContextVar[Pins] = ContextVar("pinned", default=Pins({}))  # noqa: B039  # never changed: it names no table

@@ -24,7 +24,7 @@ def values(of: FeatureTable) -> list[int]:
 
 def test_within_pins_a_table_is_as_it_was_and_others_and_later_reads_are_as_they_are(tmp_path: Path) -> None:
     one, other = table(tmp_path), table(tmp_path, "other")
-    with pinned({one.uri: 0}):
+    with pinned({f"{tmp_path}/./t/": 0}):
         one.append(pl.DataFrame({"at": [AT], "value": [3]}))
         assert (values(one), values(other)) == ([1], [1, 2])
         with pinned({one.uri: 1}):
