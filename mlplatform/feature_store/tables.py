@@ -3,7 +3,6 @@
 Belongs here: Delta (and Parquet, for saved data sets) behind a Feast `FileSource`, local or S3. Does not belong here: joins.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -45,7 +44,7 @@ class Pins:
 
 def _address(uri: str) -> str:
     """One spelling of each address: a folder may be written in several."""
-    return uri.rstrip("/") if "://" in uri else os.path.abspath(uri)
+    return uri.rstrip("/") if "://" in uri else str(Path(uri).resolve())
 
 
 _PINNED: ContextVar[Pins] = ContextVar("pinned", default=Pins({}))  # noqa: B039  # never changed: it names no table
