@@ -35,8 +35,10 @@ def label_of(spec: ModelSpec, y: ArrayLike) -> np.ndarray:
 
 
 def row_loss(spec: ModelSpec, y: np.ndarray, answers: np.ndarray) -> np.ndarray | None:
-    """The loss per row (n,) whose mean is the champion gate's metric; None where that metric is no such mean (AUC)."""
+    """The loss per row (n,) whose mean is the champion gate's metric; None where that metric is no such mean (AUC) or no loss."""
     metric = spec.champion_gate.metric
+    if spec.champion_gate.higher_is_better:
+        return None
     if spec.quantiles:
         return row_pinball(label_of(spec, y), answers, spec.quantiles).mean(axis=1) if metric == "pinball" else None
     losses = {"log_loss": row_log_loss, "brier": row_brier}

@@ -5,10 +5,10 @@ is tolerated (gates.py).
 """
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 MIN_DAYS = 10
 CONFIDENCE = 0.95
@@ -43,4 +43,13 @@ def paired_difference(challenger: ArrayLike, champion: ArrayLike, days: ArrayLik
     mean = float(difference.mean())
     residuals = np.bincount(place, weights=difference - mean, minlength=groups)
     error = float(np.sqrt(groups / (groups - 1) * (residuals**2).sum())) / rows
-    return Paired(mean, mean + float(stats.t.ppf(CONFIDENCE, groups - 1)) * error, groups, rows)
+    return Paired(mean, mean + _t_quantile(groups - 1) * error, groups, rows)
+
+
+def _t_quantile(freedom: int) -> float:
+    """Student's t at `CONFIDENCE`, by the expansion in 1/freedom of Abramowitz and Stegun 26.7.5: off by under 1e-4 from MIN_DAYS - 1 up."""
+    z = NormalDist().inv_cdf(CONFIDENCE)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
