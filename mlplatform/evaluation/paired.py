@@ -47,7 +47,8 @@ def paired_difference(challenger: ArrayLike, champion: ArrayLike, days: ArrayLik
 
 
 def _t_quantile(freedom: int) -> float:
-    """Student's t at `CONFIDENCE`, by the expansion in 1/freedom of Abramowitz and Stegun 26.7.5: off by under 1e-4 from MIN_DAYS - 1 up."""
+    """Student's t at `CONFIDENCE`, by the expansion in 1/freedom of Abramowitz and Stegun 26.7.5:
+    off by under 1e-4 from MIN_DAYS - 1 up."""
     z = NormalDist().inv_cdf(CONFIDENCE)
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
