@@ -279,7 +279,7 @@ class Gate(Spec):
 
 
 class ChampionGate(Spec):
-    """The challenger's metric may be worse than the champion's, on the same rows, by at most `tolerance`."""
+    """The challenger may be worse than the champion, on the same rows, by at most `tolerance`: with 95 % confidence where days allow."""
 
     metric: str = "log_loss"
     higher_is_better: bool = False

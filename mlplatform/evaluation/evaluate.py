@@ -11,7 +11,8 @@ import polars as pl
 from numpy.typing import ArrayLike
 
 from mlplatform.evaluation.gates import judge, judge_against_champion
-from mlplatform.evaluation.measures import scorer, slices_of
+from mlplatform.evaluation.measures import row_loss, scorer, slices_of
+from mlplatform.evaluation.paired import Paired, paired_difference
 from mlplatform.records import Evaluation
 from mlplatform.specs import ModelSpec
 
@@ -35,7 +36,8 @@ def evaluate(
 ) -> Evaluation:
     """The evaluation of `version` on the test rows.
 
-    `y`, `p`: labels (n,) and answers, shape (n,) or (n, quantiles); `frame`: n rows with the spec's slice columns; `baselines`: predictions
+    `y`, `p`: labels (n,) and answers, shape (n,) or (n, quantiles); `frame`: n rows with the spec's slice columns and, for the paired test,
+    `event_timestamp`; `baselines`: predictions
     for the same rows by name. Raises ValueError for no rows, or predictions of another length.
     """
     measure = scorer(spec)
@@ -49,7 +51,8 @@ def evaluate(
     )
     champion_version = None if champion is None else champion.version
     gates = judge(spec.gates, metrics)
-    gates += (judge_against_champion(spec.champion_gate, version, metrics, champion_version, rival),)
+    paired = None if champion is None else _paired(spec, labels, np.asarray(p), np.asarray(champion.predictions), frame)
+    gates += (judge_against_champion(spec.champion_gate, version, metrics, champion_version, rival, paired),)
     return Evaluation(
         model=spec.name,
         version=version,
@@ -61,3 +64,10 @@ def evaluate(
         slices=slices_of(spec, labels, p, frame),
         gates=gates,
     )
+
+
+def _paired(spec: ModelSpec, y: np.ndarray, mine: np.ndarray, theirs: np.ndarray, frame: pl.DataFrame) -> Paired | None:
+    losses = row_loss(spec, y, mine), row_loss(spec, y, theirs)
+    if losses[0] is None or losses[1] is None or "event_timestamp" not in frame.columns:
+        return None
+    return paired_difference(losses[0], losses[1], frame["event_timestamp"].dt.date().to_numpy())

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from mlplatform.evaluation.paired import CONFIDENCE, MIN_DAYS, Paired
 from mlplatform.records import GateResult
 from mlplatform.specs import ChampionGate, Gate
 
@@ -62,8 +63,12 @@ def judge_against_champion(
     metrics: Mapping[str, float],
     champion_version: int | None,
     champion_metrics: Mapping[str, float] | None,
+    paired: Paired | None = None,
 ) -> GateResult:
     """Whether the challenger is worse than the champion by more than the tolerance, both scored on the same rows.
+
+    With `paired`, differences of the gate's loss, the tolerance is a margin of non-inferiority: the upper bound must lie within
+    it. Without (too few days, or a metric that is no mean of row losses) the two metrics are compared, and the reason says so.
 
     Without a champion, or where the version is the champion itself, the gate passes and says so. Raises ValueError where
     there is a champion but no metrics of it.
@@ -82,9 +87,15 @@ def judge_against_champion(
     if champion is None or not math.isfinite(champion):
         reason = f"{gate.metric} of champion version {champion_version} could not be measured ({champion}): not compared"
         return GateResult(CHAMPION_GATE, False, finite, "", reason)
+    if paired is not None:
+        found = f"{gate.metric} differs by {paired.difference:+.4f} from champion version {champion_version}, at most {paired.upper:+.4f}"
+        reason = f"{found} with {CONFIDENCE:.0%} confidence, over {paired.days} days and {paired.rows} rows; tolerance {gate.tolerance}"
+        limit = champion + gate.tolerance - (paired.upper - paired.difference)
+        return GateResult(CHAMPION_GATE, paired.upper <= gate.tolerance, finite, f"<= {limit:.4f}", reason)
     sign = 1 if gate.higher_is_better else -1
     limit = champion - sign * gate.tolerance
     passed = sign * (finite - limit) >= 0
     bound = f"{'>=' if gate.higher_is_better else '<='} {limit:.4f}"
     reason = f"{gate.metric} {finite:.4f} against {champion:.4f} of champion version {champion_version}, tolerance {gate.tolerance}"
+    reason += f"; points compared: no paired test without a loss per row on {MIN_DAYS} days"
     return GateResult(CHAMPION_GATE, passed, finite, bound, reason)

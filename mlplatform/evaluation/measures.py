@@ -12,8 +12,8 @@ import polars as pl
 from numpy.typing import ArrayLike
 
 from mlplatform.evaluation.baselines import baseline_predictions, constant_quantiles
-from mlplatform.evaluation.metrics import score
-from mlplatform.evaluation.quantile_metrics import score_quantiles
+from mlplatform.evaluation.metrics import row_brier, row_log_loss, score
+from mlplatform.evaluation.quantile_metrics import row_pinball, score_quantiles
 from mlplatform.evaluation.slices import quantile_slices, slice_metrics
 from mlplatform.specs import ModelSpec
 
@@ -32,6 +32,17 @@ def label_of(spec: ModelSpec, y: ArrayLike) -> np.ndarray:
     """Labels within `spec.label_range`."""
     labels = np.asarray(y, dtype=np.float64)
     return labels if spec.label_range is None else np.clip(labels, *spec.label_range)
+
+
+def row_loss(spec: ModelSpec, y: np.ndarray, answers: np.ndarray) -> np.ndarray | None:
+    """The loss per row (n,) whose mean is the champion gate's metric; None where that metric is no such mean (AUC) or no loss."""
+    metric = spec.champion_gate.metric
+    if spec.champion_gate.higher_is_better:
+        return None
+    if spec.quantiles:
+        return row_pinball(label_of(spec, y), answers, spec.quantiles).mean(axis=1) if metric == "pinball" else None
+    losses = {"log_loss": row_log_loss, "brier": row_brier}
+    return losses[metric](y, answers) if metric in losses else None
 
 
 def slices_of(spec: ModelSpec, y: ArrayLike, answers: ArrayLike, frame: pl.DataFrame) -> tuple[Mapping[str, Any], ...]:

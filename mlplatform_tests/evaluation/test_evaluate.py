@@ -1,5 +1,7 @@
 """An evaluation holds everything a decision and a reader need."""
 
+from datetime import UTC, datetime, timedelta
+
 import numpy as np
 import polars as pl
 import pytest
@@ -53,3 +55,11 @@ def test_no_rows_and_champions_on_other_rows_are_errors(spec: ModelSpec, forecas
         evaluate(spec, 1, y[:0], p[:0], frame.clear())
     with pytest.raises(ValueError, match="equal length"):
         evaluate(spec, 1, y, p, frame, champion=Champion(2, p[:-1]))
+
+
+def test_rows_of_enough_days_make_the_champion_gate_a_paired_test(spec: ModelSpec, forecast: Forecast) -> None:
+    y, p, frame = forecast
+    start = datetime(2024, 1, 1, tzinfo=UTC)
+    dated = frame.with_columns(event_timestamp=pl.Series([start + timedelta(days=row % 20) for row in range(len(y))]))
+    assert "over 20 days" in evaluate(spec, 2, y, p, dated, champion=Champion(1, p * 0.9)).gates[-1].reason
+    assert "points compared" in evaluate(spec, 2, y, p, frame, champion=Champion(1, p * 0.9)).gates[-1].reason
