@@ -37,8 +37,7 @@ def evaluate(
     """The evaluation of `version` on the test rows.
 
     `y`, `p`: labels (n,) and answers, shape (n,) or (n, quantiles); `frame`: n rows with the spec's slice columns and, for the paired test,
-    `event_timestamp`; `baselines`: predictions
-    for the same rows by name. Raises ValueError for no rows, or predictions of another length.
+    `event_timestamp`; `baselines`: predictions for the same rows by name. Raises ValueError for no rows, or predictions of another length.
     """
     measure = scorer(spec)
     labels = np.asarray(y)
