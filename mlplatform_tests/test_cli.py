@@ -27,7 +27,7 @@ from mlplatform.settings import load_settings
 COMMANDS = [
     *("demo", "stream", "up", "down", "status", "doctor", "models", "history", "promote", "rollback", "replay", "bench"),
     *("deployment", "approve", "reject"),
-    *("features", "fingerprint", "online", "feast", "traffic", "judge", "keys"),
+    *("features", "fingerprint", "online", "feast", "traffic", "judge", "experiment", "rebuild", "keys"),
     "version",
 ]
 HEAVY = ("dagster", "mlflow", "feast", "polars", "pandas", "numpy", "rich.console", "pydantic", "httpx", "redis")

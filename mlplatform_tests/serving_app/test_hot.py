@@ -124,7 +124,7 @@ def test_an_answer_that_takes_too_long_is_504_and_its_place_is_free_again(start,
     while client.post(PATH, json={"inputs": [ROW]}).status_code != 200:
         assert time.monotonic() < deadline
     assert counted(client, "504") >= 1
-    assert "mlplatform_requests_in_work 1.0" in client.get("/metrics").text  # the one that asks
+    assert "mlplatform_requests_in_work 0.0" in client.get("/metrics").text  # the one that asks takes no place
 
 
 def test_a_body_that_does_not_come_is_408_and_a_caller_who_leaves_before_its_end_is_counted(start) -> None:
