@@ -7,7 +7,7 @@ the draw (`serving_app.traffic`).
 from collections.abc import Mapping
 from typing import Any
 
-from mlplatform.contracts import ServingContract
+from mlplatform.contracts import ServingContract, TrafficRules
 
 _SEPARATOR = "\x1f"
 
@@ -17,6 +17,14 @@ def sticky_fields(contract: ServingContract) -> tuple[str, ...]:
     asked = {f.name for f in contract.fields if f.constant is None}
     keys = dict.fromkeys(key for view in contract.views for key in view.join_keys if key in asked)
     return tuple(sorted(keys or asked))
+
+
+def entity_fields(rules: TrafficRules, champion: ServingContract) -> tuple[str, ...]:
+    """The request fields that are the entity under these rules.
+
+    Rules that are in place may have been made for another champion: where its fields are none of this one's, its own are the entity.
+    """
+    return rules.sticky_on if rules.sticky_on and not rules.unfit_for(champion) else sticky_fields(champion)
 
 
 def key_of(fields: tuple[str, ...], row: object) -> bytes:

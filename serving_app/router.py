@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 from mlplatform.contracts import CANARY_VARIANT, CHAMPION_VARIANT, NO_RULES, SHADOW_VARIANT, TrafficRules
-from mlplatform.sticky import key_of, sticky_fields
+from mlplatform.sticky import entity_fields, key_of
 from serving_app.model_handle import ModelHandle, VersionRef
 from serving_app.traffic import Draw
 
@@ -69,9 +69,7 @@ class _Table:
         rules = slot.rules
         self.champion = Choice(slot.current, CHAMPION_VARIANT)
         self.shadows = () if slot.shadow is None or not rules.shadow_share else (Choice(slot.shadow, SHADOW_VARIANT),)
-        # Rules that are in place may have been made for another champion: where its fields are none of this one's, its own are the entity.
-        contract = slot.current.contract
-        self.fields = rules.sticky_on if rules.sticky_on and not rules.unfit_for(contract) else sticky_fields(contract)
+        self.fields = entity_fields(rules, slot.current.contract)
         weighty = slot.canary is not None and rules.canary.weight > 0
         self._canary = Choice(slot.canary, CANARY_VARIANT) if slot.canary is not None and weighty else None
         self._canary_below = rules.canary.weight / 100 if weighty else 0.0

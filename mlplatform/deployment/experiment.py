@@ -7,6 +7,7 @@ A request is no unit: one entity asks many times and always falls alike. So an e
 request. The control is the experiment's first arm.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ import polars as pl
 from mlplatform.contracts import Experiment, TrafficRules
 from mlplatform.deployment.confidence import NOTHING, Arm, Sums, differences, dirichlet_log_e, interval
 from mlplatform.deployment.evidence import loss, scaled
-from mlplatform.deployment.history import changes
+from mlplatform.deployment.history import Served, changes
 from mlplatform.records import LedgerEntry
 from mlplatform.specs import ModelSpec
 from mlplatform.sticky import key_of
@@ -63,19 +64,25 @@ class ExperimentResult:
 def running(entries: Sequence[LedgerEntry]) -> tuple[TrafficRules, datetime] | None:
     """The rules with the experiment that runs by the ledger, and since when; None where none runs.
 
-    Another experiment, also of the same name, begins where arms, weights, salt, layer or sticky fields change: entities move then.
+    Another experiment, also of the same name, begins where arms, weights, salt, layer or sticky fields change: entities move then. So
+    it does where an arm's version changes, as a promotion changes what `production` names: the arm is another treatment then. And where
+    the champion changes at all: its requests may be drawn by other fields.
     """
-    states = [now for _, now in changes(entries) if now.since is not None]
+    states = [now for _, now in changes(entries)]
     if not states or states[-1].rules.experiment is None:
         return None
-    newest = states[-1].rules
-    began = states[-1].since
-    for state in reversed(states):
-        if (state.rules.experiment, state.rules.sticky_on) != (newest.experiment, newest.sticky_on):
-            break
-        began = state.since
-    assert began is not None
-    return newest, began
+    newest = states[-1]
+    alike = itertools.takewhile(lambda state: _treatment(state) == _treatment(newest), reversed(states))
+    *_, first = alike
+    assert first.since is not None
+    return newest.rules, first.since
+
+
+def _treatment(state: Served) -> tuple[object, ...]:
+    """What must stay for observations to be of one experiment."""
+    experiment = state.rules.experiment
+    versions = tuple(state.version_of(arm.serves) for arm in experiment.arms) if experiment else ()
+    return experiment, state.rules.sticky_on, state.production, versions
 
 
 def evaluate(
@@ -105,11 +112,11 @@ def evaluate(
         crossed,
         math.exp(min(srm, 700.0)),
         srm >= math.log(1 / alpha),
-        _effects(experiment, looks, unit_of(spec), alpha),
+        _effects(experiment, looks, _unit(spec), alpha),
     )
 
 
-def unit_of(spec: ModelSpec) -> float:
+def _unit(spec: ModelSpec) -> float:
     """How long the label's interval is, in its unit."""
     low, high = spec.label_range or (0.0, 1.0)
     return float(high - low)

@@ -13,7 +13,7 @@ from mlplatform.deployment.experiment import ExperimentResult, evaluate, overlap
 from mlplatform.orchestration.resources import Clients
 from mlplatform.records import DayRange
 from mlplatform.specs import ModelSpec
-from mlplatform.sticky import sticky_fields
+from mlplatform.sticky import entity_fields
 
 
 def experiment_result(clients: Clients, spec: ModelSpec) -> ExperimentResult | None:
@@ -25,7 +25,7 @@ def experiment_result(clients: Clients, spec: ModelSpec) -> ExperimentResult | N
         return None
     rules, since = found
     assert rules.experiment is not None
-    fields = rules.sticky_on or sticky_fields(clients.registry.contract_of(champion))
+    fields = entity_fields(rules, clients.registry.contract_of(champion))
     now = clients.clock.now()
     outcomes = clients.lake.read(("outcomes", spec.name), DayRange(since.date(), max(since, now).date()))
     return evaluate(spec, rules.experiment, fields, outcomes, since, spec.canary.window, now, spec.canary.alpha)

@@ -158,6 +158,14 @@ def test_an_experiment_begins_anew_where_entities_move_and_goes_on_where_they_do
     assert running([entry(0, rules), entry(1, salted), entry(2, rules), entry(3, grown)]) == (grown, T0 + 2 * HOUR)
 
 
+def test_a_promotion_begins_an_experiment_anew() -> None:
+    rules = TrafficRules(experiment=EXPERIMENT)
+    told = LedgerEntry(T0, "m", "traffic", "canary", None, None, "ann", "why", evidence={"rules": rules.canonical_json()})
+    promotion = LedgerEntry(T0 + HOUR, "m", "promote", "production", 3, None, "ann", "why")
+    shadow = LedgerEntry(T0 + 2 * HOUR, "m", "shadow", "shadow", 9, None, "ann", "why")
+    assert running([told, promotion, shadow]) == (rules, T0 + HOUR)
+
+
 def test_parts_of_one_layer_that_meet_are_told() -> None:
     def of(start: float, end: float, layer: str = "ui") -> Experiment:
         return EXPERIMENT.model_copy(update={"layer": Layer(name=layer, start=start, end=end)})
