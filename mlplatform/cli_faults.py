@@ -53,6 +53,7 @@ _MENDS: Mapping[str, str] = {
     "NoPreviousGenerationError": "`mlplatform online status` shows the generations there are",
     "TakenOverError": "`mlplatform online status` shows what is read; nothing else is to be done",
     "VerificationError": "readers are not affected; `mlplatform doctor`, then try again",
+    "NoServerError": "`mlplatform up` starts it; or name one with MLPLATFORM_MLFLOW_URL",
     "RebuildError": "`mlplatform history MODEL` and MLflow's page of the version tell what is recorded of it",
     "UnpinnedError": "Feast's registry names other addresses than the lake's: materialize `feature_registry`, as after a move",
     "Failure": "",

@@ -22,6 +22,10 @@ class RegistryError(RuntimeError):
     """The registry cannot do what was asked, and says why."""
 
 
+class NoServerError(RegistryError):
+    """The files are an MLflow server's to give, and only its database is at hand."""
+
+
 class CorruptModelError(RegistryError):
     """Stored files are not what the contract says."""
 
@@ -88,6 +92,12 @@ def verify(content: bytes, contract: ServingContract) -> None:
         raise CorruptModelError(
             f"{contract.model_file} of {contract.model} has SHA-256 {found[:12]}…, its contract says {contract.model_sha256[:12]}…"
         )
+
+
+def require_server(uri: str, server: bool) -> None:
+    """Raises NoServerError for files that only an MLflow server can give, where what one talks to is its database (not `server`)."""
+    if uri.startswith("mlflow-artifacts:") and not server:
+        raise NoServerError("the version's files lie behind the MLflow server, which does not run")
 
 
 def _refuse_pickle(folder: Path) -> None:

@@ -353,6 +353,7 @@ class Registry:
         """One file beside the model. Raises CorruptModelError where the version lacks it."""
         with self._client() as client, _unknown(version.model, version.version), tempfile.TemporaryDirectory() as scratch:
             uri = client.get_model_version_download_uri(version.model, str(version.version))
+            model_files.require_server(uri, self._is_server)
             repository = get_artifact_repository(uri, tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
             if name not in {entry.path for entry in repository.list_artifacts()}:
                 raise CorruptModelError(f"version {version.version} of {version.model} has no file {name}")

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
+from deltalake.exceptions import DeltaError
 
 from mlplatform.contracts import ServingContract
 from mlplatform.features.plan import ViewPlan
@@ -98,8 +100,7 @@ def rebuild(
     versions = {_key(name): int(place[1]) for name, place in manifest["delta_versions"].items()}
     try:
         data = read_training_data(clients, used, plans, versions)
-    except Exception as error:
-        # Whatever time travel fails with: an old version's files, or its log, may have been cleaned away.
+    except (DeltaError, OSError, pl.exceptions.PolarsError) as error:  # an old version's files, or its log, were cleaned away
         raise RebuildError(f"the tables cannot be read as they were for version {number}: {error}") from error
     found.append(Ingredient("training set", manifest["content_hash"], content_hash(data.frame)))
     trained = fitting.fit(used, data, trainers.get(spec.trainer), params, resources)

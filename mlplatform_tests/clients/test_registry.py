@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import xgboost as xgb
 
-from mlplatform.clients.model_files import CorruptModelError, RegistryError
+from mlplatform.clients.model_files import CorruptModelError, NoServerError, RegistryError, require_server
 from mlplatform.clients.registry import NewVersion, Registry, RegistryUnreachableError, UnknownModelError
 from mlplatform.contracts import CONTRACT_FILE, ContractFeature, ServingContract
 from mlplatform.records import TrainingManifest
@@ -302,3 +302,10 @@ def test_a_contract_from_before_quantiles_keeps_its_digest(tmp_path):
     assert {"quantiles", "tolerance"}.isdisjoint(told)
     assert ServingContract.model_validate(told).digest() == contract.digest()
     assert contract.model_copy(update={"tolerance": 1e-5}).digest() != contract.digest()
+
+
+def test_files_behind_a_server_that_does_not_run_are_told_so_and_others_are_not_stopped():
+    with pytest.raises(NoServerError, match="behind the MLflow server"):
+        require_server("mlflow-artifacts:/1/models/m/artifacts", server=False)
+    require_server("mlflow-artifacts:/1/models/m/artifacts", server=True)
+    require_server("/home/ann/mlflow/artifacts", server=False)
