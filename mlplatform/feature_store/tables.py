@@ -122,9 +122,9 @@ class FeatureTable:
         return self.open().read(columns, start, end)
 
     def append(self, rows: pl.DataFrame) -> None:
-        """Appends rows, the columns of the table in any order. A new Delta table is partitioned by day."""
+        """Appends rows, the columns of the table in any order. A new table is partitioned by day. Raises TypeError for a Parquet file."""
         if not self.delta:
-            raise NotImplementedError(f"table {self.uri}: only Delta tables take appends")
+            raise TypeError(f"table {self.uri}: only Delta tables take appends")
         there = self.exists()
         schema = self.open().schema if there else pl.Schema({self.day: pl.Date} if self.day else {})
         if self.day in schema and self.day not in rows.columns:

