@@ -50,7 +50,8 @@ class Effect:
 @dataclass(frozen=True)
 class ExperimentResult:
     """`mismatch`: the arms' numbers of entities cannot come from their weights, so no effect is to be believed; `srm_e`: the evidence
-    for that (an e-value). `crossed`: entities that more than one arm answered, which the draw excludes."""
+    for that (an e-value). `crossed`: entities that more than one arm answered, which the draw excludes. `unit`: how long the label's
+    interval is, in its unit."""
 
     experiment: str
     since: datetime
@@ -58,6 +59,7 @@ class ExperimentResult:
     crossed: int
     srm_e: float
     mismatch: bool
+    unit: float
     effects: tuple[Effect, ...]
 
 
@@ -105,6 +107,8 @@ def evaluate(
     entities = {arm.name: first.filter(pl.col("_arm") == arm.name).height for arm in experiment.arms}
     srm = _shares_log_e(experiment, entities)
     looks = _looks(spec, experiment, first, since, window, now)
+    low, high = spec.label_range or (0.0, 1.0)
+    unit = float(high - low)
     return ExperimentResult(
         experiment.name,
         since,
@@ -112,14 +116,9 @@ def evaluate(
         crossed,
         math.exp(min(srm, 700.0)),
         srm >= math.log(1 / alpha),
-        _effects(experiment, looks, _unit(spec), alpha),
+        unit,
+        _effects(experiment, looks, unit, alpha),
     )
-
-
-def _unit(spec: ModelSpec) -> float:
-    """How long the label's interval is, in its unit."""
-    low, high = spec.label_range or (0.0, 1.0)
-    return float(high - low)
 
 
 def _first_requests(experiment: Experiment, fields: Sequence[str], outcomes: pl.DataFrame, since: datetime) -> tuple[pl.DataFrame, int]:
