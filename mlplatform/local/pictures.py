@@ -210,7 +210,7 @@ def pictures(services: dict[str, str], home: Path) -> Iterator[Picture]:
     """Every picture of the guide, of the services by name and address."""
     dagster, serving = services["dagster-webserver"], services["serving"]
     graph = lineage(dagster, MODEL_STAGES, _other_models())
-    yield Picture("lineage", graph, _GRAPH, 3300, 1300, _NO_GREETING + _NARROW_MENU + _NODE_TEXTS)
+    yield Picture("lineage", graph, _GRAPH, 3300, 1400, _NO_GREETING + _NARROW_MENU + _NODE_TEXTS)
     yield Picture("lineage-model", graph, _GRAPH, 2500, 2100, _NARROW_MENU + _NODE_TEXTS + _TOP_TO_BOTTOM)
     yield Picture("asset-columns", f"{dagster}/assets/validated/weather", _ASSET, 1440, 1000)
     yield Picture("asset-evaluation", f"{dagster}/assets/evaluation/flight_disruption", _ASSET, 1440, 1000, act=_SHOW % "reliability")

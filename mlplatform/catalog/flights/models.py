@@ -67,7 +67,9 @@ flight_disruption = ModelSpec(
     split=DEMO_SPLIT,
     tuning=TuningSpec(trials=6, folds=2, max_rows=40_000),
     gates=_GATES,
-    champion_gate=ChampionGate(metric="log_loss", tolerance=0.002),
+    # Fits of one recipe under several seeds, on the demo's 31 test days, bound each other's differences within 0.0036 at most: at half
+    # of that the gate refused every other fit that was as good.
+    champion_gate=ChampionGate(metric="log_loss", tolerance=0.004),
     cost=CostMatrix(miss=5, false_alarm=1),
     # Two days against half a year "drift" in three columns of four by weather and season alone (58 of 79 in the demo), so the
     # share that asks for a retrain is far above that; loss of performance is the alarm until drift has a calibrated one.
