@@ -308,4 +308,4 @@ def test_files_behind_a_server_that_does_not_run_are_told_so_and_others_are_not_
     with pytest.raises(NoServerError, match="behind the MLflow server"):
         require_server("mlflow-artifacts:/1/models/m/artifacts", server=False)
     require_server("mlflow-artifacts:/1/models/m/artifacts", server=True)
-    require_server("/home/ann/mlflow/artifacts", server=False)
+    require_server("file:///srv/mlflow/artifacts", server=False)
