@@ -87,12 +87,19 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running, as `up` does.")] = False,
     trials: Annotated[int | None, typer.Option(min=1, max=10_000, help="Tuning trials, instead of the model's own number.")] = None,
     all_models: Annotated[bool, typer.Option("--all-models", help="Train and serve every model, not the first alone.")] = False,
+    release: Annotated[
+        bool, typer.Option("--release", help="Instead: a slow version, one with shuffled labels and a good one, each as canary.")
+    ] = False,
     home: Home = HERE,
 ) -> None:
     """The whole loop on real flights, in minutes: from source systems to a served prediction to a drift report.
 
     It begins from nothing: tables, models and history that lie under HOME are removed. Not where a platform runs.
     """
+    if release:
+        from mlplatform.local.demo_release import run_release
+
+        raise typer.Exit(run_release(home, keep, trials))
     from mlplatform.local.demo import run_demo
 
     raise typer.Exit(run_demo(home, days, keep, trials, all_models))

@@ -40,6 +40,8 @@ class CanaryPolicy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # What a version that passed its gates becomes, where another serves: canary at the first step, or what serves, at once.
+    rollout: Literal["canary", "direct"] = "canary"
     alpha: _Level = 0.01
     beta: _Level = 0.05
     steps: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = (1, 5, 25, 50)  # percent of the entities; then it is promoted

@@ -116,13 +116,16 @@ def decide_promotion(version: int, failed: Sequence[str], serving: Serving, by_h
         if late is not None and late.action == "promote":
             return Decision(model, "promote", version, late.before, ("completes a promotion that was cut off before it was recorded",))
         return Decision(model, "none", version, now, (f"version {version} serves already",), late=late)
-    reasons = tuple(failed)
-    if version in serving.rolled_back and not by_hand:
-        reasons += (f"version {version} was rolled back: only a person may promote it again",)
+    reasons = (*failed, *(() if by_hand else by_hand_only(version, serving)))
     if reasons:
         return Decision(model, "refuse", version, now, reasons, late=late)
     reason = "every blocking gate passed" if now is not None else "every blocking gate passed; nothing served before"
     return Decision(model, "promote", version, now, (reason,), _write(now, version), late)
+
+
+def by_hand_only(version: int, serving: Serving) -> tuple[str, ...]:
+    """Why only a person may let the version answer callers: somebody took it out of service."""
+    return (f"version {version} was rolled back: only a person may promote it again",) if version in serving.rolled_back else ()
 
 
 def skew_reasons(newest: SkewSummary | None) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlplatform.local import warm_up
 from mlplatform.local.profile import START, LocalPlatform, refuse_to_reset, reset
@@ -75,6 +75,7 @@ class Demo:
     plans: "Mapping[str, ViewPlan]"
     tally: "Tally"
     all_models: bool = False
+    training_config: "Mapping[str, Any] | None" = None  # run config of the training sets; None: the declared split
 
     @property
     def trained(self) -> list[str]:
@@ -118,7 +119,8 @@ class Demo:
         for stages in (("training_set", "tuning", "model"), ("evaluation",), ("deployment",)):
             name = "training" if len(stages) > 1 else stages[0]
             with self.stage(name, *stages, names=self.trained) as step:
-                run(self.runner.keys(*stages, names=self.trained), on_step=step)
+                config = self.training_config if "training_set" in stages else None
+                run(self.runner.keys(*stages, names=self.trained), config=config, on_step=step)
         with self.stage("serving"):
             self.platform.start_serving()
             self._await_model()

@@ -4,7 +4,7 @@ Belongs here: one simulated tick after the other. Does not belong here: what a t
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -31,6 +31,7 @@ STAGE_OF_STEP = {
     "offline": "features",
     "online": "features",
     **dict.fromkeys(("predictions", "outcomes", "performance", "data", "prediction", "skew"), "monitoring"),
+    "canary": "deployment",
 }
 
 IDLE = timedelta(hours=1)
@@ -63,19 +64,12 @@ class Replay:
         """From `start` to `end` with an application asking every `tick`, then `aftermath` without."""
         schedule = Schedule(self.platform.sources_url)
         try:
-            at, monitored = start, start
-            while at < end:
-                self._advance(schedule, at)
-                self._tick(at, tick)
-                # By the hour while nobody asks: at night no flight is two hours from its departure.
-                asked_soon = schedule.questions(at, min(at + IDLE, end))
-                upcoming = at + tick if asked_soon else (at + IDLE).replace(minute=0)
-                self._ask(schedule, at, min(upcoming, end))
+            monitored = start
+            for at in self.moments(schedule, start, end, tick):
                 progress(at, self.tally.answered)
                 if at - monitored >= monitor_every:
                     self.monitor(drift=False)
                     monitored = at
-                at = upcoming
             for at in between(end, end + aftermath + AFTERMATH_TICK, AFTERMATH_TICK):
                 self._advance(schedule, at)
                 self._tick(at, AFTERMATH_TICK)
@@ -83,6 +77,20 @@ class Replay:
             self.monitor(drift=True)
         finally:
             schedule.close()
+
+    def moments(self, schedule: Schedule, start: datetime, end: datetime, tick: timedelta) -> Iterator[datetime]:
+        """Lets the time from `start` to `end` pass: what became known by each moment is taken in, then the application asks for what
+        falls due before the next one. Yields each moment once that is done."""
+        at = start
+        while at < end:
+            self._advance(schedule, at)
+            self._tick(at, tick)
+            # By the hour while nobody asks: at night no flight is two hours from its departure.
+            asked_soon = schedule.questions(at, min(at + IDLE, end))
+            upcoming = at + tick if asked_soon else (at + IDLE).replace(minute=0)
+            self._ask(schedule, at, min(upcoming, end))
+            yield at
+            at = upcoming
 
     def _advance(self, schedule: Schedule, to: datetime) -> None:
         with self._timed("ingestion"):
@@ -133,6 +141,10 @@ class Replay:
         with self._timed("serving"):
             questions = schedule.questions(start, end)
             ask(self.client, self.model.name, questions, self.platform.clock, self.tally, self.beside)
+
+    def judge(self) -> None:
+        """Drains the log, joins outcomes, and has the canary judged, as its sensor does."""
+        self._run(self.runner.keys("predictions", "outcomes", "canary", names=[self.model.name]), None)
 
     def monitor(self, *, drift: bool) -> None:
         """Drains the log, joins outcomes, reports performance; drift and skew too where asked for."""

@@ -8,18 +8,60 @@ the share that was meant for another.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from mlplatform.contracts import CANARY
+from mlplatform.deployment.decide import by_hand_only, skew_reasons
+from mlplatform.deployment.history import latest
 from mlplatform.deployment.states import State, states
 from mlplatform.orchestration.recording import record
 from mlplatform.orchestration.release_state import settle, signed_off, write_states
 from mlplatform.orchestration.resources import Clients
-from mlplatform.orchestration.serving_state import promote
+from mlplatform.orchestration.serving_state import promote, serving_state
+from mlplatform.orchestration.summaries import newest_summary
 from mlplatform.orchestration.traffic_state import TrafficChange, canary_reasons, set_canary_weight, set_side, traffic_state
-from mlplatform.records import LedgerEntry
+from mlplatform.records import LedgerEntry, SkewSummary
+from mlplatform.release_policy import CanaryPolicy
 
 Outcome = Literal["promote", "reject", "end"]
+
+
+@dataclass(frozen=True)
+class Released:
+    """What became of a version: it serves (`promote`), is on trial (`canary`), must not answer (`refuse`), or is what it was (`none`).
+    `serves`: the version that answers as champion from now on."""
+
+    action: Literal["promote", "canary", "refuse", "none"]
+    version: int
+    serves: int | None
+    reason: str
+
+
+def release(clients: Clients, model: str, policy: CanaryPolicy, version: int, actor: str, run_id: str = "") -> Released:
+    """The first step of a version whose gates passed, as the model's policy says: a trial as canary beside what serves, or
+    `production` at once where nothing serves or the rollout is direct. Refused, and that recorded, where it must not answer callers.
+
+    A newer version takes the place of a canary on trial. Safe to repeat.
+    """
+    settle(clients, model, actor, run_id)
+    serving = serving_state(clients, model)
+    if policy.rollout == "direct" or serving.production in (None, version):
+        decision = promote(clients, model, version, actor, run_id)
+        action = "none" if decision.action == "rollback" else decision.action
+        return Released(action, version, decision.before if action == "refuse" else version, decision.reason)
+    share = policy.steps[0]
+    reason = f"every blocking gate passed: on trial with {share:g} % beside version {serving.production}"
+    answers = latest(serving.entries)
+    if answers.canary == version and answers.canary_weight:
+        return Released("none", version, serving.production, f"version {version} is on trial with {answers.canary_weight:g} % already")
+    reasons = (*by_hand_only(version, serving), *skew_reasons(newest_summary(clients, "skew", model, SkewSummary)))
+    reasons = reasons or set_canary(clients, model, version, share, actor, reason, run_id).reasons
+    if not reasons:
+        return Released("canary", version, serving.production, reason)
+    told = "; ".join(reasons)
+    record(clients, LedgerEntry(clients.clock.now(), model, "refuse", CANARY, version, serving.production, actor, told, run_id))
+    return Released("refuse", version, serving.production, told)
 
 
 def record_verdict(

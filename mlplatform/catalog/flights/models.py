@@ -6,6 +6,7 @@ Belongs here: `ModelSpec` declarations. Does not belong here: how rows are made 
 from datetime import date, timedelta
 
 from mlplatform.catalog.flights.rows import delay_rows, disruption_rows
+from mlplatform.release_policy import CanaryPolicy
 from mlplatform.specs import ChampionGate, CostMatrix, Gate, ModelSpec, RequestField, RetrainPolicy, Split, TuningSpec
 
 # The demo's clock stands at 1 September 2013. Training starts at the first day: the windows' first weeks are short, but
@@ -52,6 +53,13 @@ _GATES = (
     ),
 )
 
+# Nine hundred questions a day: a smaller first share would not reach the requests of a step within a week, and a window of an hour
+# holds both arms. On September's flights a version like the champion is promoted within two to six days, one whose labels were shuffled
+# is rejected within half a day to two (`mlplatform demo --release`).
+_CANARY = CanaryPolicy(
+    steps=(25, 50), window=timedelta(hours=1), min_requests=50, min_step=timedelta(hours=1), max_duration=timedelta(days=14)
+)
+
 flight_disruption = ModelSpec(
     name="flight_disruption",
     description="Two hours before its scheduled departure: will the flight arrive 15 minutes late or more, be cancelled or diverted?",
@@ -70,6 +78,7 @@ flight_disruption = ModelSpec(
     # Fits of one recipe under several seeds, on the demo's 31 test days, bound each other's differences within 0.0036 at most: at half
     # of that the gate refused every other fit that was as good.
     champion_gate=ChampionGate(metric="log_loss", tolerance=0.004),
+    canary=_CANARY,
     cost=CostMatrix(miss=5, false_alarm=1),
     # Two days against half a year "drift" in three columns of four by weather and season alone (58 of 79 in the demo), so the
     # share that asks for a retrain is far above that; loss of performance is the alarm until drift has a calibrated one.
@@ -110,6 +119,7 @@ arrival_delay = ModelSpec(
     tuning=TuningSpec(trials=1, folds=1, max_rows=40_000, metric="pinball"),
     gates=_DELAY_GATES,
     champion_gate=ChampionGate(metric="pinball", tolerance=0.05),
+    canary=_CANARY,
     retrain=RetrainPolicy(metric="pinball_p50", max_metric_drop=1.0, max_drifted_share=0.9, min_outcomes=2000, cooldown=timedelta(days=7)),
     max_label_delay=timedelta(hours=48),
 )

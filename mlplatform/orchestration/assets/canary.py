@@ -10,6 +10,7 @@ import dagster as dg
 
 from mlplatform.deployment.judge_plot import evidence_plot
 from mlplatform.orchestration import policy
+from mlplatform.orchestration.assets.deployment import seen
 from mlplatform.orchestration.canary_trial import Judgement, judge_canary
 from mlplatform.orchestration.metadata import md_table, picture
 from mlplatform.orchestration.resources import PlatformResource
@@ -34,7 +35,8 @@ def canary_assets(spec: ModelSpec) -> Sequence[dg.AssetsDefinition]:
     )
     def canary(context: dg.AssetExecutionContext, platform: PlatformResource) -> dg.MaterializeResult:
         told = judge_canary(platform.clients, spec, run_id=context.run.run_id)
-        return dg.MaterializeResult(metadata={"note": "no canary answers"} if told is None else _metadata(told))
+        shown = {"note": "no canary answers"} if told is None else _metadata(told)
+        return dg.MaterializeResult(metadata={**shown, **seen(platform.clients, spec.name)})
 
     return [canary]
 

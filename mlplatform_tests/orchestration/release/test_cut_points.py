@@ -7,11 +7,12 @@ import pytest
 from mlplatform.contracts import CANARY, PREVIOUS, PRODUCTION, STATE_TAG
 from mlplatform.deployment.history import latest
 from mlplatform.deployment.states import State, states
-from mlplatform.orchestration.canary_state import finish_canary, record_verdict, set_canary
+from mlplatform.orchestration.canary_state import finish_canary, record_verdict, release, set_canary
 from mlplatform.orchestration.recording import verify_ledger
 from mlplatform.orchestration.release_state import approve, found_differences, settle
 from mlplatform.orchestration.resources import Clients
 from mlplatform.orchestration.serving_state import promote, roll_back
+from mlplatform.release_policy import CanaryPolicy
 
 WRITES = (
     ("registry", ("set_alias", "delete_alias", "set_tags", "set_model_tag")),
@@ -62,12 +63,16 @@ def back_to_one(clients: Clients, model: str) -> None:
         roll_back(clients, model, "bad", "ann")
 
 
+DIRECT = CanaryPolicy(rollout="direct")
+
 STEPS = {
     "first promotion": (lambda clients, model: None, first_serves, {PRODUCTION: 1}, (1, None, 0)),
     "promotion": (first_serves, lambda c, m: promote(c, m, 2, "ann"), {PRODUCTION: 2, PREVIOUS: 1}, (2, None, 0)),
     "rollback": (second_serves, back_to_one, {PRODUCTION: 1}, (1, None, 0)),
     "approval": (first_serves, lambda c, m: approve(c, m, 2, "ann", "good"), {PRODUCTION: 1}, (1, None, 0)),
     "canary": (first_serves, lambda c, m: set_canary(c, m, 2, 5, "judge", "go"), {PRODUCTION: 1, CANARY: 2}, (1, 2, 5)),
+    "release": (first_serves, lambda c, m: release(c, m, CanaryPolicy(), 2, "dagster"), {PRODUCTION: 1, CANARY: 2}, (1, 2, 1)),
+    "direct release": (first_serves, lambda c, m: release(c, m, DIRECT, 2, "dagster"), {PRODUCTION: 2, PREVIOUS: 1}, (2, None, 0)),
     "step": (canary_at_five, lambda c, m: set_canary(c, m, 2, 25, "judge", "on"), {PRODUCTION: 1, CANARY: 2}, (1, 2, 25)),
     "good end": (canary_at_five, lambda c, m: finish_canary(c, m, 2, "promote", "judge", "ok"), {PRODUCTION: 2, PREVIOUS: 1}, (2, None, 0)),
     "bad end": (canary_at_five, lambda c, m: finish_canary(c, m, 2, "reject", "judge", "worse"), {PRODUCTION: 1}, (1, None, 0)),
