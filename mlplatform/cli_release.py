@@ -80,12 +80,16 @@ def deployment(
 
 
 def approve(model: Model, number: Number, reason: Reason, actor: Actor = "", home: Home = HERE) -> None:
-    """Sign a version off whose gates passed, with the evaluation it has now; recorded."""
+    """Sign a version off whose gates passed, with the evaluation it has now; recorded. Where it waited for that, its canary begins."""
     clients = _writing(home, model)
+    from mlplatform.orchestration.canary_state import release_approved
     from mlplatform.orchestration.release_state import approve as sign_off
 
-    new = sign_off(clients, model, number, actor or clients.settings.acts_as, reason)
+    who = actor or clients.settings.acts_as
+    new = sign_off(clients, model, number, who, reason)
     say(f"{model}: version {number} is approved{'' if new else ' already'}")
+    if (released := release_approved(clients, model, number, who)) is not None:
+        say(f"{model}: {released.action} ({released.reason})")
 
 
 def reject(model: Model, number: Number, reason: Reason, actor: Actor = "", home: Home = HERE) -> None:
@@ -166,9 +170,12 @@ def rollback(model: Model, reason: Reason, actor: Actor = "", home: Home = HERE)
 
 
 def _spec(model: str) -> "ModelSpec":
-    from mlplatform.catalog.discover import catalogs
+    from mlplatform.orchestration.release_state import declared
+    from mlplatform.queries import QuestionError
 
-    return next(spec for catalog in catalogs() for spec in catalog.models if spec.name == model)
+    if (spec := declared(model)) is None:
+        raise QuestionError(f"{model} is registered, but no catalog declares it: there is no policy to judge it by")
+    return spec
 
 
 def _writing(home: Path, model: str) -> "Clients":

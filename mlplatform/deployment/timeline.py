@@ -32,7 +32,7 @@ def timeline(entries: Sequence[LedgerEntry], until: datetime) -> bytes:
     from matplotlib.ticker import MaxNLocator
 
     served = [(now.since, now) for _, now in changes(entries) if now.since is not None]
-    marked = [e for e in entries if e.action in _MARKS and e.version is not None]
+    marked = [e for e in entries if e.action in _MARKS]
     figure, axes = blank(height_in=4.2 if served else 2.8)
     if not marked and not served:
         axes.set_title("Deployment history")
@@ -48,16 +48,10 @@ def timeline(entries: Sequence[LedgerEntry], until: datetime) -> bytes:
         _shares(above, served, until)
     below.set(ylabel="version")
     for action, (marker, colour) in _MARKS.items():
-        found = [e for e in marked if e.action == action]
+        found = [(e.at, float(e.version)) for e in marked if e.action == action and e.version is not None]
         if found:
-            below.scatter(
-                _times([e.at for e in found]),
-                np.array([e.version for e in found], dtype=float),
-                marker=marker,
-                color=colour,
-                zorder=3,
-                label=action,
-            )
+            moments, versions = zip(*found, strict=True)
+            below.scatter(_times(moments), np.array(versions), marker=marker, color=colour, zorder=3, label=action)
     below.yaxis.set_major_locator(MaxNLocator(integer=True))
     below.margins(y=0.3)
     below.xaxis_date()

@@ -16,7 +16,7 @@ from mlplatform.deployment.decide import by_hand_only, skew_reasons
 from mlplatform.deployment.history import latest
 from mlplatform.deployment.states import State, states
 from mlplatform.orchestration.recording import record
-from mlplatform.orchestration.release_state import settle, signed_off, write_states
+from mlplatform.orchestration.release_state import approval_needed, declared, settle, signed_off, write_states
 from mlplatform.orchestration.resources import Clients
 from mlplatform.orchestration.serving_state import promote, serving_state
 from mlplatform.orchestration.summaries import newest_summary
@@ -62,6 +62,14 @@ def release(clients: Clients, model: str, policy: CanaryPolicy, version: int, ac
     told = "; ".join(reasons)
     record(clients, LedgerEntry(clients.clock.now(), model, "refuse", CANARY, version, serving.production, actor, told, run_id))
     return Released("refuse", version, serving.production, told)
+
+
+def release_approved(clients: Clients, model: str, version: int, actor: str, run_id: str = "") -> Released | None:
+    """The first step of a version that had been waiting for a person's agreement; None where the gates alone decide about the model."""
+    spec = declared(model)
+    if spec is None or approval_needed(model) == "gates":
+        return None
+    return release(clients, model, spec.canary, version, actor, run_id)
 
 
 def record_verdict(

@@ -30,6 +30,7 @@ from mlplatform.deployment.states import Approval, State, approval_reasons, same
 from mlplatform.orchestration.recording import note_head, record
 from mlplatform.orchestration.resources import Clients
 from mlplatform.records import LedgerEntry, ModelVersion
+from mlplatform.specs import ModelSpec
 from mlplatform.verified import Identity, Sealed, evaluation_sha256, seal, why_unverified
 
 _LATE: Final = "recorded late: it was found so without an entry"
@@ -163,11 +164,17 @@ def seal_of_before(clients: Clients, model: str, versions: tuple[ModelVersion, .
 # --- approvals -------------------------------------------------------------------------------------------------------
 
 
-def approval_needed(model: str) -> Approval:
-    """Who must agree, as the model's declaration says; the gates alone for a model nobody declares."""
+def declared(model: str) -> ModelSpec | None:
+    """The model's declaration; None for a model that nobody declares."""
     from mlplatform.catalog.discover import catalogs
 
-    return next((spec.approval for catalog in catalogs() for spec in catalog.models if spec.name == model), "gates")
+    return next((spec for catalog in catalogs() for spec in catalog.models if spec.name == model), None)
+
+
+def approval_needed(model: str) -> Approval:
+    """Who must agree, as the model's declaration says; the gates alone for a model nobody declares."""
+    spec = declared(model)
+    return "gates" if spec is None else spec.approval
 
 
 def unapproved(clients: Clients, version: ModelVersion) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -27,7 +27,7 @@ from mlplatform.orchestration import resources
 from mlplatform.orchestration.assets.training import open_training_set
 from mlplatform.orchestration.joins import with_features
 from mlplatform.orchestration.rebuild import Outcome, RebuildError, rebuild
-from mlplatform.orchestration.serving_state import roll_back
+from mlplatform.orchestration.serving_state import promote, roll_back
 from mlplatform.orchestration.summaries import newest_summary
 from mlplatform.records import DayRange, SkewSummary
 from mlplatform.settings import load_settings
@@ -208,29 +208,47 @@ def test_what_is_stored_has_left_the_prediction_log(story: Story, platform: Loca
         assert redis.xlen(prediction_stream("flight_disruption")) == 1
 
 
-def test_a_second_version_is_served_and_a_rollback_takes_it_back(story: Story):
+def test_a_second_version_is_on_trial_then_served_and_a_rollback_takes_it_back(story: Story):
     demo, name = story.demo, story.demo.model.name
     for stages in (("model",), ("evaluation",), ("deployment",)):
         demo.runner.run(demo.runner.keys(*stages, names=[name]))
     with PredictionClient(demo.clients.settings.serving_url) as client:
+        assert _within(15, lambda: _shares(client, name) == {1: 75, 2: 25})
+        assert client.model(name)["version"] == 1
+        promote(demo.clients, name, 2, "test", by_hand=True)
         assert _served(client, name, 2)
+        assert _within(15, lambda: _shares(client, name) == {2: 100})
         decision = roll_back(demo.clients, name, "the test says so", "test")
         assert (decision.action, decision.version) == ("rollback", 1)
         assert _served(client, name, 1)
     actions = [(e.action, e.version) for e in demo.clients.ledger.entries(name)]
-    assert actions == [("pass", 1), ("promote", 1), ("pass", 2), ("promote", 2), ("rollback", 1)]
+    trial = [("canary", 2), ("traffic", 2)]
+    over = [("traffic", 2), ("canary", None)]
+    assert actions == [("pass", 1), ("promote", 1), ("pass", 2), *trial, ("promote", 2), *over, ("rollback", 1)]
     assert demo.clients.ledger.verify(name).holds
+
+
+def _shares(client: PredictionClient, name: str) -> dict[int, float]:
+    return {v["version"]: v["percent"] for v in client.model(name)["traffic"]["variants"]}
+
+
+def _within(seconds: float, holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if holds():
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _served(client: PredictionClient, name: str, version: int) -> bool:
     """Whether the service comes to serve the version within seconds, ready all the while."""
-    deadline = time.monotonic() + 15
-    while time.monotonic() < deadline:
+
+    def holds() -> bool:
         assert client.ready()
-        if client.model(name)["version"] == version:
-            return True
-        time.sleep(0.1)
-    return False
+        return bool(client.model(name)["version"] == version)
+
+    return _within(15, holds)
 
 
 def test_building_again_changes_no_table(story: Story):

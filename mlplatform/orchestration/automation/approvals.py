@@ -5,6 +5,7 @@ Belongs here: the run's configuration and its one op. Does not belong here: whet
 
 import dagster as dg
 
+from mlplatform.orchestration.canary_state import release_approved
 from mlplatform.orchestration.release_state import approve, reject
 from mlplatform.orchestration.resources import PlatformResource
 
@@ -29,6 +30,8 @@ def judge_version(context: dg.OpExecutionContext, config: Judgement, platform: P
     judge = approve if config.approved else reject
     new = judge(clients, config.model, config.version, config.approver, config.reason, context.run.run_id)
     context.log.info(f"version {config.version} of {config.model}: {'recorded' if new else 'was so already'}")
+    if config.approved and (released := release_approved(clients, config.model, config.version, config.approver, context.run.run_id)):
+        context.log.info(f"{released.action}: {released.reason}")
 
 
 @dg.job(name=RELEASE_JUDGEMENT, description="Approve or reject a model version, with the reason; `mlplatform approve` does the same")

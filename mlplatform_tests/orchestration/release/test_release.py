@@ -1,11 +1,15 @@
 """The first step of a version past its gates: on trial beside what serves, at once where nothing does; a real MLflow store and ledger."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from mlplatform.contracts import CANARY
 from mlplatform.deployment.history import latest
 from mlplatform.deployment.states import State, states
-from mlplatform.orchestration.canary_state import finish_canary, release
+from mlplatform.orchestration import canary_state, release_state
+from mlplatform.orchestration.canary_state import finish_canary, release, release_approved
+from mlplatform.orchestration.release_state import approve
 from mlplatform.orchestration.resources import Clients
 from mlplatform.orchestration.serving_state import promote, roll_back
 from mlplatform.orchestration.summaries import store_summary
@@ -74,3 +78,24 @@ def test_a_version_that_served_before_may_be_tried_again_once_another_serves(cli
     finish_canary(clients, model, 1, "end", "ann", "enough")
     assert release(clients, model, CanaryPolicy(steps=(50,)), 1, "dagster").action == "canary"
     assert shares(clients, model) == [(2, 50), (1, 50)]
+
+
+def test_a_version_that_waits_for_a_person_is_on_trial_once_that_person_agreed(clients, model, monkeypatch) -> None:
+    spec = SimpleNamespace(approval="other_person", canary=POLICY)
+    for module in (canary_state, release_state):
+        monkeypatch.setattr(module, "declared", lambda _: spec)
+    approve(clients, model, 1, "ann", "read")
+    assert release_approved(clients, model, 1, "ann").action == "promote"
+    assert "waits for approval" in release(clients, model, POLICY, 2, "dagster").reason
+    assert shares(clients, model) == [(1, 100)]
+    approve(clients, model, 2, "ann", "read")
+    assert release_approved(clients, model, 2, "ann").action == "canary"
+    assert shares(clients, model) == [(1, 90), (2, 10)]
+
+
+def test_where_the_gates_alone_decide_an_approval_starts_nothing(clients, model, monkeypatch) -> None:
+    monkeypatch.setattr(canary_state, "declared", lambda _: SimpleNamespace(approval="gates", canary=POLICY))
+    release(clients, model, POLICY, 1, "dagster")
+    approve(clients, model, 2, "ann", "read")
+    assert release_approved(clients, model, 2, "ann") is None
+    assert shares(clients, model) == [(1, 100)]
