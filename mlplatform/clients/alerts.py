@@ -28,7 +28,7 @@ log = logging.getLogger("mlplatform.alerts")
 
 @dataclass(frozen=True)
 class Alert:
-    """`kind`: rollback, refuse, reject, restore or ledger. `text` is one line; `facts` are shown below it."""
+    """`kind`: rollback, refuse, reject, restore, undecided or ledger. `text` is one line; `facts` are shown below it."""
 
     kind: str
     model: str

@@ -12,6 +12,7 @@ from mlplatform.orchestration.resources import Clients
 from mlplatform.records import LedgerEntry
 
 ALERTED: Final = ("rollback", "refuse", "reject", "restore")
+_UNDECIDED: Final = "undecided"  # the kind of an alert: a trial that ended without a verdict
 _TAG: Final = f"the tag {LEDGER_HEAD_TAG} in MLflow"
 
 
@@ -22,10 +23,17 @@ def record(clients: Clients, entry: LedgerEntry, entry_id: str | None = None) ->
     """
     written = clients.ledger.append(entry, entry_id)
     note_head(clients, entry.model)
-    if written and entry.action in ALERTED:
+    if written and (kind := _alert_kind(entry)):
         facts = {"by": entry.actor, "at": entry.at.isoformat(timespec="seconds"), "run": entry.run_id}
-        clients.alerts.send(Alert(entry.action, entry.model, _told(entry), {name: value for name, value in facts.items() if value}))
+        clients.alerts.send(Alert(kind, entry.model, _told(kind, entry), {name: value for name, value in facts.items() if value}))
     return written
+
+
+def _alert_kind(entry: LedgerEntry) -> str:
+    """What somebody must be told of; empty where nobody must."""
+    if entry.action == "verdict" and entry.evidence.get("step") == "end":
+        return _UNDECIDED
+    return entry.action if entry.action in ALERTED else ""
 
 
 def note_head(clients: Clients, model: str) -> None:
@@ -66,12 +74,13 @@ def alert_broken(clients: Clients, found: Verification) -> None:
     clients.alerts.send(Alert("ledger", found.model, f"{found.model}: the deployment ledger is not as it was written: {found.faults[0]}"))
 
 
-def _told(entry: LedgerEntry) -> str:
+def _told(kind: str, entry: LedgerEntry) -> str:
     before = "nothing" if entry.previous_version is None else f"version {entry.previous_version}"
     what = {
         "rollback": f"version {entry.version} serves again, instead of {before}",
         "refuse": f"version {entry.version} is refused; {before} goes on serving",
         "reject": f"version {entry.version} is rejected",
         "restore": f"the alias '{entry.alias}' was moved to {before} and is put back",
-    }[entry.action]
+        _UNDECIDED: f"the canary, version {entry.version}, ends without a verdict; {before} goes on serving",
+    }[kind]
     return f"{entry.model}: {what} ({entry.reason})"
