@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mlplatform.contracts import NO_RULES, PRODUCTION, TRAFFIC_TAG, Experiment, TrafficRules
+from mlplatform.contracts import NO_RULES, PRODUCTION, TRAFFIC_TAG, TrafficRules
 from mlplatform.deployment.experiment import ExperimentResult, evaluate, overlaps, running
 from mlplatform.orchestration.resources import Clients
 from mlplatform.records import DayRange
@@ -31,19 +31,33 @@ def experiment_result(clients: Clients, spec: ModelSpec) -> ExperimentResult | N
     return evaluate(spec, rules.experiment, fields, outcomes, since, spec.canary.window, now, spec.canary.alpha)
 
 
-def layer_reasons(clients: Clients, model: str, experiment: Experiment | None) -> tuple[str, ...]:
-    """Why an experiment must not begin: another model's rules hold a part of its part of a layer."""
+def layer_reasons(clients: Clients, model: str, wanted: TrafficRules) -> tuple[str, ...]:
+    """Why an experiment must not begin: another model's holds a part of its part of a layer, or draws that layer by other fields, so that
+    their parts could not exclude each other."""
+    experiment = wanted.experiment
     if experiment is None or experiment.layer is None:
         return ()
+    fields = _drawn_by(clients, model, wanted)
     reasons: list[str] = []
     for other in clients.registry.models():
-        if other == model:
-            continue
-        text = clients.registry.model_tags(other).get(TRAFFIC_TAG, "")
+        text = clients.registry.model_tags(other).get(TRAFFIC_TAG, "") if other != model else ""
+        rules = NO_RULES
         with contextlib.suppress(ValidationError):  # rules that are none hold nobody
             rules = TrafficRules.model_validate_json(text) if text.strip() else NO_RULES
-            reasons += overlaps([(model, experiment), *([(other, rules.experiment)] if rules.experiment else [])])
+        if rules.experiment is None or rules.experiment.layer is None or rules.experiment.layer.name != experiment.layer.name:
+            continue
+        reasons += overlaps([(model, experiment), (other, rules.experiment)])
+        theirs = _drawn_by(clients, other, rules)
+        if fields and theirs and fields != theirs:
+            told = f"{other}/{rules.experiment.name} draws it by {', '.join(theirs)}, {model}/{experiment.name} by {', '.join(fields)}"
+            reasons.append(f"layer {experiment.layer.name}: {told}: set the same `sticky_on`, or give it a layer of its own")
     return tuple(reasons)
+
+
+def _drawn_by(clients: Clients, model: str, rules: TrafficRules) -> tuple[str, ...]:
+    """The fields that are the entity; none where nobody is champion, who alone tells what is asked."""
+    champion = clients.registry.by_alias(model, PRODUCTION)
+    return () if champion is None else entity_fields(rules, clients.registry.contract_of(champion))
 
 
 def effect_rows(result: ExperimentResult) -> list[dict[str, Any]]:

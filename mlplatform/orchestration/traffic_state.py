@@ -80,7 +80,7 @@ def set_rules(
     state = traffic_state(clients, model)
     if wanted.sticky_on and (champion := clients.registry.by_alias(model, PRODUCTION)) is not None:
         state = replace(state, contract=clients.registry.contract_of(champion))
-    if reasons := (*refuse_rules(state, wanted), *layer_reasons(clients, model, wanted.experiment)):
+    if reasons := (*refuse_rules(state, wanted), *layer_reasons(clients, model, wanted)):
         return TrafficChange(False, reasons)
     if state.rules == wanted:
         return TrafficChange(False)

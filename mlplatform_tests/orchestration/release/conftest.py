@@ -51,13 +51,13 @@ def clients(environment: pytest.MonkeyPatch, registry: Registry) -> Clients:
 
 
 @pytest.fixture
-def new_model(registry: Registry, booster: bytes, tmp_path: Path) -> Callable[[], str]:
-    """`new_model()`: the name of a model of its own with three versions: 1 and 2 passed their gates, 3 was refused."""
+def new_model(registry: Registry, booster: bytes, tmp_path: Path) -> Callable[..., str]:
+    """`new_model()`: the name of a model of its own with three versions: 1 and 2 passed their gates, 3 was refused. `fields`: asked for."""
     files = tmp_path / "files"
     files.mkdir()
     (files / "model.ubj").write_bytes(booster)
 
-    def make() -> str:
+    def make(fields: tuple[str, ...] = ("x",)) -> str:
         name = f"model_{next(_NUMBERS)}"
         contract = ServingContract(
             model=name,
@@ -67,7 +67,7 @@ def new_model(registry: Registry, booster: bytes, tmp_path: Path) -> Callable[[]
             model_file="model.ubj",
             model_sha256=hashlib.sha256(booster).hexdigest(),
             project="test",
-            fields=(ContractField(name="x", dtype="float", description="x", example=1.0),),
+            fields=tuple(ContractField(name=field, dtype="float", description=field, example=1.0) for field in fields),
             views=(),
             functions=(),
             features=(ContractFeature(name="x", kind="request", source="x", column="x"),),

@@ -82,3 +82,16 @@ def test_a_part_of_a_layer_that_another_models_experiment_holds_is_refused(clien
     [reason] = set_rules(clients, other, rules("ui", 50, 100), "ann", "a try").reasons
     assert reason == f"layer ui: {other}/price [50, 100) and {one}/price [0, 60) overlap"
     assert not set_rules(clients, other, rules("ui", 60, 100), "ann", "a try").refused
+
+
+def test_a_layer_that_another_model_draws_by_other_fields_is_refused_until_both_draw_by_the_same(
+    clients: Clients, new_model: Callable[..., str]
+) -> None:
+    one, other = new_model(), new_model(("x", "y"))
+    for model in (one, other):
+        promote(clients, model, 1, "tom")
+    assert not set_rules(clients, one, rules("fields", 0, 50), "ann", "a try").refused
+    [reason] = set_rules(clients, other, rules("fields", 50, 100), "ann", "a try").reasons
+    assert reason.startswith(f"layer fields: {one}/price draws it by x, {other}/price by x, y: set the same `sticky_on`")
+    same = rules("fields", 50, 100).model_copy(update={"sticky_on": ("x",)})
+    assert not set_rules(clients, other, same, "ann", "a try").refused
