@@ -89,18 +89,18 @@ class Release:
     demo: Demo
     replay: "Replay"
     client: "PredictionClient"
-    at: datetime = START
+    at: datetime
     chapters: list[Chapter] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, demo: Demo) -> "Release":
+    def begin(cls, demo: Demo, at: datetime = START) -> "Release":
         from mlplatform.client import PredictionClient
         from mlplatform.local.replay import Replay
 
         settings = demo.clients.settings
         client = PredictionClient(settings.serving_url, api_key=settings.serving_api_key.get_secret_value())
         replay = Replay(demo.platform, demo.runner, demo.clients, demo.catalog, demo.model, demo.plans, client, demo.tally)
-        return cls(demo, replay, client)
+        return cls(demo, replay, client, at)
 
     def tell(self) -> None:
         """The three chapters, then what monitoring says of the days that passed."""
@@ -111,10 +111,10 @@ class Release:
 
         with self.demo.report.task("loading the graph with the faults planted"):
             spoilt = Runner.open(build([planted(self.demo.catalog, self.demo.model)]), self.demo.platform.home / "dagster")
-        self._chapter("as it was, but slow", "rejected", self._register_slow, spoilt)
-        self._chapter("labels shuffled in training", "rejected", lambda: self._train(spoilt), spoilt)
+        self.chapter("as it was, but slow", "rejected", self.register_slow, spoilt)
+        self.chapter("labels shuffled in training", "rejected", lambda: self._train(spoilt), spoilt)
         newest = training_run_config(self.demo.model, self.at)
-        self._chapter("trained anew on two more weeks", "promoted", lambda: self._train(self.demo.runner, newest), None)
+        self.chapter("trained anew on two more weeks", "promoted", lambda: self._train(self.demo.runner, newest), None)
         with self.demo.stage("monitoring"):
             self.replay.monitor(drift=True)
         for stage, seconds in self.replay.seconds.items():
@@ -122,7 +122,7 @@ class Release:
 
     # --- making versions ---
 
-    def _register_slow(self) -> None:
+    def register_slow(self) -> None:
         from mlplatform.contracts import PRODUCTION
         from mlplatform.local.planted import register_slow
 
@@ -135,8 +135,8 @@ class Release:
 
     # --- one version's way ---
 
-    def _chapter(self, what: str, wanted: str, make: Callable[[], None], ungated: "Runner | None") -> None:
-        """`ungated`: runs the evaluation once more without gates, where those declared have refused the version."""
+    def chapter(self, what: str, wanted: str, make: Callable[[], None], ungated: "Runner | None") -> None:
+        """`make` registers the version. `ungated`: runs the evaluation once more without gates, where those declared have refused it."""
         from mlplatform.local.traffic import Schedule
 
         report, name = self.demo.report, self.demo.model.name

@@ -20,6 +20,7 @@ from mlplatform.clients.fingerprints import recorded
 from mlplatform.contracts import PRODUCTION, prediction_stream
 from mlplatform.fingerprint import content_hash, fingerprint
 from mlplatform.local.demo import Demo
+from mlplatform.local.demo_release import Release
 from mlplatform.local.profile import LocalPlatform
 from mlplatform.local.report import Report
 from mlplatform.local.service_state import Service
@@ -264,6 +265,19 @@ def test_building_again_changes_no_table(story: Story):
     )
     demo.runner.run(demo.runner.keys("predictions"))
     assert {key: demo.clients.lake.row_count(key) for key in tables} == before
+
+
+def test_a_slow_version_is_found_among_callers_and_rejected_by_the_judge(story: Story):
+    demo, name = story.demo, story.demo.model.name
+    release = Release.begin(demo, demo.clients.clock.now().replace(minute=0, second=0, microsecond=0) + timedelta(hours=1))
+    with release.client:
+        release.chapter("slow", "rejected", release.register_slow, None)
+        [chapter] = release.chapters
+        assert chapter.fault == ""
+        assert chapter.reason.startswith("slow: +")
+        assert _within(15, lambda: _shares(release.client, name) == {1: 100})
+    last = demo.clients.ledger.entries(name)[-1]
+    assert (last.action, last.version, last.actor) == ("reject", chapter.version, "judge")
 
 
 def test_the_end_leaves_nothing_running(story: Story, platform: LocalPlatform):
