@@ -208,8 +208,11 @@ class Release:
         ledger = Table(title=f"The ledger of {self.demo.model.name}")
         for name in ("at (UTC)", "action", "version", "actor", "reason"):
             ledger.add_column(name, overflow="fold", no_wrap=name == "at (UTC)")
+        before = ""
         for e in self.demo.clients.ledger.entries(self.demo.model.name):
-            ledger.add_row(f"{e.at.astimezone(UTC):%d %b %H:%M}", e.action, "" if e.version is None else str(e.version), e.actor, e.reason)
+            told = '"' if e.reason == before else e.reason  # one step is several entries for one reason
+            ledger.add_row(f"{e.at.astimezone(UTC):%d %b %H:%M}", e.action, "" if e.version is None else str(e.version), e.actor, told)
+            before = e.reason
         show(ledger, console)
         for chapter in self.chapters:
             if chapter.fault:

@@ -139,7 +139,7 @@ def finish_canary(
     """
     settle(clients, model, actor, run_id)
     if outcome == "promote":
-        decision = promote(clients, model, version, actor, run_id, evidence=evidence)
+        decision = promote(clients, model, version, actor, run_id, because=reason, evidence=evidence)
         if decision.action == "refuse":
             return decision.reasons
     if traffic_state(clients, model).aliases.get(CANARY) == version:

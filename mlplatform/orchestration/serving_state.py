@@ -4,6 +4,7 @@ Belongs here: carrying a decision out, for the asset and the CLI alike. Does not
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mlplatform.contracts import CANARY, MODELS_CHANNEL, PREVIOUS, PRODUCTION
@@ -65,13 +66,15 @@ def promote(
     run_id: str = "",
     *,
     by_hand: bool = False,
+    because: str = "",
     evidence: Mapping[str, Any] | None = None,
 ) -> Decision:
     """Promotes a version whose recorded evaluation passed its gates, and that was approved where the model asks for it; refuses any
     other, and records either.
 
     Nothing is promoted while the newest measurement of the model's skew is above the declared rate. `by_hand`: a person
-    asks, which may bring back a version that was rolled back; a failed gate, or skew, stops a person too.
+    asks, which may bring back a version that was rolled back; a failed gate, or skew, stops a person too. `because`: what else speaks for
+    it, beside its gates.
     """
     settle(clients, model, actor, run_id, moves=False)
     registered = clients.registry.version(model, version)
@@ -79,6 +82,8 @@ def promote(
     if why := unverified(clients, registered):
         failed.insert(0, f"gates: version {version}: {why}")
     decision = decide_promotion(version, failed, serving_state(clients, model), by_hand)
+    if because and decision.action == "promote":
+        decision = replace(decision, reasons=(*decision.reasons, because))
     carry_out(clients, decision, actor, run_id, {**signed_off(registered), **(evidence or {})})
     if decision.action in ("promote", "none"):  # none: repeated after it was cut off here
         _no_canary_any_more(clients, model, version, actor, f"version {version} serves everybody", run_id)

@@ -114,6 +114,8 @@ def test_a_good_canary_rises_by_its_steps_and_is_promoted_and_the_ledger_tells_w
     assert steps[-1] == "promote"
     assert carried(clients, spec.name)[PRODUCTION] == 2
     assert CANARY not in carried(clients, spec.name)
+    [promotion] = [e for e in clients.ledger.entries(spec.name) if e.action == "promote" and e.version == 2]
+    assert promotion.reason.endswith("every measure is within its margin")
     verdicts = [e for e in clients.ledger.entries(spec.name) if e.action == "verdict"]
     assert {"errors", "slow", "loss", "verdict", "step"} <= set(verdicts[-1].evidence)
     assert judge_canary(clients, spec) is None
