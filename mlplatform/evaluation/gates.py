@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from mlplatform.evaluation.paired import CONFIDENCE, MIN_DAYS, Paired
-from mlplatform.records import GateResult
-from mlplatform.specs import ChampionGate, Gate
+from mlplatform.gate_specs import ChampionGate, Gate
+from mlplatform.records import GateResult, SkewSummary
 
 CHAMPION_GATE = "champion"
+SKEW_GATE = "skew"
 
 
 def gate_names(gates: Sequence[Gate]) -> tuple[str, ...]:
@@ -99,3 +100,19 @@ def judge_against_champion(
     reason = f"{gate.metric} {finite:.4f} against {champion:.4f} of champion version {champion_version}, tolerance {gate.tolerance}"
     reason += f"; points compared: no paired test without a loss per row on {MIN_DAYS} days"
     return GateResult(CHAMPION_GATE, passed, finite, bound, reason)
+
+
+def judge_skew(newest: SkewSummary | None, version: int, champion_version: int | None) -> GateResult:
+    """Whether what is served is what is trained on, as it was last proved; `promote` asks the same again when it is due.
+
+    It is no property of the version, but a version that was fitted to other values than it will be given must not serve. The version that
+    serves already is told, and not stopped: taking it away is a rollback, and somebody's decision.
+    """
+    if newest is None:
+        return GateResult(SKEW_GATE, True, None, "", "never measured: nothing served yet")
+    bound = f"<= {newest.max_rate:g}"
+    if not newest.refusal:
+        reason = f"{newest.told} from what the tables say, {newest.max_rate:.2%} may"
+        return GateResult(SKEW_GATE, True, newest.rate, bound, reason)
+    reason = f"{newest.refusal}; once it is mended, measure it and evaluate the version again"
+    return GateResult(SKEW_GATE, False, newest.rate, bound, reason, blocking=version != champion_version)
