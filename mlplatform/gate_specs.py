@@ -15,13 +15,18 @@ class _Declared(BaseModel):
 
 
 class Gate(_Declared):
-    """A bound on a metric of the test rows. `blocking` gates stop promotion."""
+    """A bound on a metric of the test rows. `blocking` gates stop promotion.
+
+    `beyond_doubt`: only a version whose whole 95 % interval of the metric lies beyond the bound fails, as with `SliceGate`. The metric must
+    be one with an interval.
+    """
 
     metric: str
     minimum: float | None = None
     maximum: float | None = None
     reason: str
     blocking: bool = True
+    beyond_doubt: bool = False
 
 
 class SliceGate(_Declared):

@@ -42,20 +42,27 @@ def _judge(name: str, gate: Gate, metrics: Mapping[str, float]) -> GateResult:
     bound = " and ".join(
         text for text, used in ((f">= {gate.minimum}", gate.minimum is not None), (f"<= {gate.maximum}", gate.maximum is not None)) if used
     )
-    if value is None:
-        verdict, passed = f"no metric named '{gate.metric}' was measured", False
-    elif not math.isfinite(value):
-        verdict, passed = f"{gate.metric} is {value}: it could not be measured", False
-    elif value > high:
-        # A ranking nobody can reach honestly is read as a leak before it is read as a success.
-        suspicion = "suspected leak: " if gate.metric == "auc" else ""
-        verdict, passed = f"{suspicion}{gate.metric} {value:.4f} is above {gate.maximum}", False
-    elif value < low:
-        verdict, passed = f"{gate.metric} {value:.4f} is below {gate.minimum}", False
-    else:
-        verdict, passed = f"{gate.metric} {value:.4f} is {bound or 'not bounded'}", True
+    verdict, passed = _verdict(gate, value, metrics, low, high, bound)
     finite = value if value is not None and math.isfinite(value) else None
     return GateResult(name, passed, finite, bound, f"{verdict} ({gate.reason})", gate.blocking)
+
+
+def _verdict(gate: Gate, value: float | None, metrics: Mapping[str, float], low: float, high: float, bound: str) -> tuple[str, bool]:
+    if value is None:
+        return f"no metric named '{gate.metric}' was measured", False
+    if not math.isfinite(value):
+        return f"{gate.metric} is {value}: it could not be measured", False
+    # What is held against the maximum and the minimum: the figure, or the nearer end of its interval.
+    ends = [metrics.get(f"{gate.metric}{end}", math.nan) if gate.beyond_doubt else value for end in ("_low", "_high")]
+    if not all(map(math.isfinite, ends)):
+        return f"{gate.metric} {value:.4f} has no interval: whether it is beyond doubt cannot be told", False
+    told = f"{gate.metric} {value:.4f}" + (f", between {ends[0]:.4f} and {ends[1]:.4f}," if gate.beyond_doubt else "")
+    if ends[0] > high:
+        # A ranking nobody can reach honestly is read as a leak before it is read as a success.
+        return f"{'suspected leak: ' if gate.metric == 'auc' else ''}{told} is above {gate.maximum}", False
+    if ends[1] < low:
+        return f"{told} is below {gate.minimum}", False
+    return f"{told} is {'not proven to break ' if gate.beyond_doubt else ''}{bound or 'not bounded'}", True
 
 
 def judge_against_champion(

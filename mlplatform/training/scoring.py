@@ -80,16 +80,21 @@ def _torch(content: bytes, threads: int) -> Callable[[Floats], Floats]:
 _READERS: dict[str, Callable[[bytes, int], Callable[[Floats], Floats]]] = {"xgboost": _xgboost, "torch": _torch}
 
 
+def predictor(framework: str, content: bytes, threads: int = 0) -> Callable[[Floats], Floats]:
+    """A model file's bytes as a function from inputs (n, d) to answers. `threads` of each call; 0: the family's own choice."""
+    return _READERS[framework](content, threads)
+
+
 def load(folder: Path, contract: ServingContract, threads: int = 0) -> Scorer:
-    """A version's files as the registry downloads them. Verifies the file's hash and the contract's example answers. `threads` of a
-    prediction; 0: as the family does it for many rows.
+    """A version's files as the registry downloads them. Verifies the file's hash and the contract's example answers. `threads` as
+    for `predictor`.
 
     Raises ModelFileError where either differs.
     """
     content = (folder / contract.model_file).read_bytes()
     if hashlib.sha256(content).hexdigest() != contract.model_sha256:
         raise ModelFileError(f"{contract.model_file} of {contract.model} is not the file its contract names (SHA-256 differs)")
-    scorer = Scorer(contract, _READERS[contract.framework](content, threads))
+    scorer = Scorer(contract, predictor(contract.framework, content, threads))
     if contract.example_features:
         answers = scorer.predict_matrix(from_json_numbers(contract.example_features))
         if not np.allclose(answers, contract.example_predictions, rtol=0, atol=max(1e-6, contract.tolerance)):
