@@ -178,7 +178,8 @@ def walk(year: Dataset, retrains: Sequence[Retrain], no_hold_out: Retrain, entit
 
 
 def _days(year: Dataset, start: date, end: date) -> np.ndarray:
-    return year.frame.select((pl.col(DAY) >= start) & (pl.col(DAY) < end)).to_series().to_numpy()
+    inside: np.ndarray = year.frame.select((pl.col(DAY) >= start) & (pl.col(DAY) < end)).to_series().to_numpy()
+    return inside
 
 
 def _metrics(rows: pl.DataFrame, answers: Floats, spec: ModelSpec) -> dict[str, float]:
