@@ -224,7 +224,8 @@ def _version_line(row: Mapping[str, Any]) -> dict[str, Any]:
     """What fits a terminal; hashes and addresses are in the JSON."""
     shown = ("auc", "log_loss", "ece", "saving", "pinball_p50", "mae", "coverage")
     metrics = [f"{name} {value:.4f}" for name in shown if isinstance(value := row["metrics"].get(name), int | float)]
-    short = {name: row[name] for name in ("version", "aliases", "gates")}
+    stopped = ", ".join(gate["name"] for gate in row["gate_results"] if gate["blocking"] and not gate["passed"])
+    short = {name: row[name] for name in ("version", "aliases", "gates")} | ({"gates": f"{row['gates']}: {stopped}"} if stopped else {})
     return {**short, "created": short_time(row["created_at"]), "metrics": ", ".join(metrics)}
 
 

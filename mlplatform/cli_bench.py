@@ -15,8 +15,17 @@ bench.command("stream")(bench_stream)
 
 
 @bench.command()
-def quality(home: Home = HERE, as_json: AsJson = False) -> None:
-    """Model quality on a whole year, through the same assets, beside the baselines."""
+def quality(
+    walk: Annotated[bool, typer.Option("--walk", help="Instead: a retrain each month, through the gates and as a canary.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, max=20, help="Walks, each with retrains of another seed.")] = 1,
+    home: Home = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Model quality on a whole year, through the same assets, beside the baselines; or the year month by month."""
+    if walk:
+        from mlplatform.local.bench_walk import run_bench_walk
+
+        raise typer.Exit(run_bench_walk(home, as_json, seeds))
     from mlplatform.local.bench_quality import run_bench_quality
 
     raise typer.Exit(run_bench_quality(home, as_json))

@@ -17,6 +17,7 @@ CANARY: Final = "canary"  # the alias of a version that answers a share of the e
 SHADOW: Final = "shadow"  # the alias of a version that is asked copies of requests; its answers are logged and seen by nobody
 PREVIOUS = "previous"  # the alias of the version that served before, for a rollback
 GATES_TAG = "mlplatform.gates"  # model version tag: "passed" or "refused"
+GATE_RESULTS_TAG = "mlplatform.gate_results"  # model version tag: each gate's result and reason as JSON, for people to see
 EVALUATION_TAG = "mlplatform.evaluation"  # model version tag: the evaluation as JSON (metrics only)
 VERIFIED_TAG = "mlplatform.verified"  # model version tag: the seal of a version that passed, see `mlplatform.verified`
 STATE_TAG = "mlplatform.state"  # model version tag: candidate, approved, canary, production, retired or rejected, for people to see

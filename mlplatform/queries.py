@@ -224,13 +224,15 @@ def versions(settings: "Settings", model: str) -> list[dict[str, Any]]:
 
 
 def _version(registry: "Registry", version: "ModelVersion") -> dict[str, Any]:
-    from mlplatform.contracts import EVALUATION_TAG, GATES_TAG
+    from mlplatform.contracts import EVALUATION_TAG, GATE_RESULTS_TAG, GATES_TAG
 
     recorded = version.tags.get(EVALUATION_TAG)
     return {
         "version": version.version,
         "aliases": list(version.aliases),
         "gates": version.tags.get(GATES_TAG, "never evaluated"),
+        # Of versions that were evaluated before results were kept: nothing.
+        "gate_results": json.loads(version.tags.get(GATE_RESULTS_TAG, "[]")),
         "created_at": version.created_at.isoformat(),
         "metrics": json.loads(recorded) if recorded else {},
         "training_set_hash": version.tags.get("training_set_hash"),

@@ -126,6 +126,15 @@ class GateResult:
 
 
 @dataclass(frozen=True)
+class PredictionCost:
+    """What serving a version costs: bytes of its file, and milliseconds of one processor for a prediction of one row and of 100."""
+
+    model_bytes: int
+    cpu_ms: float
+    cpu_ms_100: float
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Metrics of one version on the test rows, beside the baselines and the champion on the same rows."""
 
@@ -223,6 +232,15 @@ class SkewSummary:
     max_fallback_share: float = 1.0  # as declared when it was measured
 
     @property
+    def refusal(self) -> str:
+        """Why nothing new may serve: more differs than is declared; '' where that is not so.
+
+        What could not be rebuilt at all fails the check on its own, but stops nothing: when the code of a request-time
+        function changed on purpose, the new version is the way out.
+        """
+        return "" if self.rate <= self.max_rate else f"skew: {self.told} from what the tables say, {self.max_rate:.2%} may"
+
+    @property
     def rate(self) -> float:
         proved = self.compared - self.fallback
         return self.mismatched / proved if proved else 0.0
@@ -246,7 +264,7 @@ class SkewSummary:
     @property
     def passed(self) -> bool:
         """Nothing to compare passes; what cannot be rebuilt does not."""
-        return self.rate <= self.max_rate and not self.unresolved
+        return not self.refusal and not self.unresolved
 
 
 @dataclass(frozen=True)

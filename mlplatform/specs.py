@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import polars as pl  # at run time too: pydantic resolves the annotations below
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
+from mlplatform.gate_specs import ChampionGate, Gate, ServingBudget, SliceGate
 from mlplatform.release_policy import CanaryPolicy
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
@@ -268,24 +269,6 @@ class Split(Spec):
         return Split(train_start=self.train_start, validate_start=self.validate_start + shift, test_start=self.test_start + shift, end=end)
 
 
-class Gate(Spec):
-    """A bound on a metric of the test rows. `blocking` gates stop promotion."""
-
-    metric: str
-    minimum: float | None = None
-    maximum: float | None = None
-    reason: str
-    blocking: bool = True
-
-
-class ChampionGate(Spec):
-    """The challenger may be worse than the champion, on the same rows, by at most `tolerance`: with 95 % confidence where days allow."""
-
-    metric: str = "log_loss"
-    higher_is_better: bool = False
-    tolerance: float = 0.002
-
-
 class CostMatrix(Spec):
     """Costs of a binary decision; a right warning and a right silence cost nothing."""
 
@@ -362,9 +345,11 @@ class ModelSpec(Spec):
     split: Split
     tuning: TuningSpec = TuningSpec()
     gates: tuple[Gate, ...] = ()
+    slice_gates: tuple[SliceGate, ...] = ()  # each of a column among `slices`
     # Who must agree before a version answers callers: the gates alone, also a person, or also a person who did not train it.
     approval: Literal["gates", "person", "other_person"] = "gates"
     champion_gate: ChampionGate = ChampionGate()
+    budget: ServingBudget = ServingBudget()
     canary: CanaryPolicy = CanaryPolicy()
     cost: CostMatrix | None = None
     retrain: RetrainPolicy = RetrainPolicy()
@@ -382,6 +367,12 @@ class ModelSpec(Spec):
             raise ValueError(f"model {self.name}: a cost matrix is of a binary decision")
         if self.label_range is not None and (self.task == "binary" or self.label_range[0] >= self.label_range[1]):
             raise ValueError(f"model {self.name}: label_range is (low, high) of labels that are numbers")
+        return self
+
+    @model_validator(mode="after")
+    def _gates_judge_slices_there_are(self) -> "ModelSpec":
+        if unknown := sorted({gate.column for gate in self.slice_gates} - set(self.slices)):
+            raise ValueError(f"model {self.name}: slice gates judge slices by {unknown}, which is not among its slices {self.slices}")
         return self
 
 

@@ -110,6 +110,17 @@ def _gain(arm: Arm, centre: Floats, bets: Floats, at_risk: Floats, binary: bool)
     return np.asarray(bets * (total - n * c) - (-np.log1p(-part) - part) * squares / risk**2)
 
 
+def add_mean(capital: Floats, direction: Direction, limit: float, value: npt.ArrayLike, there: npt.ArrayLike) -> Floats:
+    """The log capital of every bet after one more observation in [0, 1], betting against "its mean given the past is at most `limit`"
+    (`above`) or "at least" (`below`); unchanged where it is not `there`."""
+    sign = 1.0 if direction == "above" else -1.0
+    centre = min(max(limit, 1e-4), 1 - 1e-4)
+    most = _BOLDEST / (centre if sign > 0 else 1 - centre)
+    bets = np.minimum(_BETS, most)
+    gap = np.where(there, np.asarray(value, dtype=np.float64) - centre, 0.0)
+    return np.asarray(capital + np.log1p(sign * bets * gap[..., None]))
+
+
 def log_e(capital: Floats) -> Floats:
     """The log e-value: of the mean capital over all bets."""
     top = capital.max(axis=-1)

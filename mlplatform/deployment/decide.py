@@ -129,14 +129,8 @@ def by_hand_only(version: int, serving: Serving) -> tuple[str, ...]:
 
 
 def skew_reasons(newest: SkewSummary | None) -> tuple[str, ...]:
-    """Why skew stops a promotion: measured, and above the declared rate. Not where it was never measured (nothing served yet).
-
-    What could not be rebuilt at all fails the check on its own, but stops nothing here: when the code of a request-time
-    function changed on purpose, the new version is the way out.
-    """
-    if newest is None or newest.rate <= newest.max_rate:
-        return ()
-    return (f"skew: {newest.told} from what the tables say, {newest.max_rate:.2%} may",)
+    """Why skew stops a promotion: measured, and above the declared rate. Not where it was never measured (nothing served yet)."""
+    return (newest.refusal,) if newest is not None and newest.refusal else ()
 
 
 def decide_rollback(serving: Serving, reason: str) -> Decision:

@@ -16,7 +16,7 @@ look at any time, and stop at any time.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -31,6 +31,7 @@ from mlplatform.deployment.confidence import (
     Sketch,
     Sums,
     add_look,
+    add_mean,
     differences,
     interval,
     log_e,
@@ -43,6 +44,7 @@ Measure = Literal["errors", "slow", "prediction", "loss", "calibration"]
 MEASURES: tuple[Measure, ...] = ("errors", "slow", "prediction", "loss", "calibration")
 _BINARY = frozenset({"errors", "slow"})
 _BOTH_SIDES = frozenset({"prediction", "calibration"})  # a shift is harm in either direction
+_OFF_CENTRE = frozenset({"calibration"})  # unless it is towards the centre, where the champion is the one that is off
 _OF_LABELS = frozenset({"loss", "calibration"})
 _FORGET = 0.8  # how much of what the champion did before still counts for the guess of what it will do
 _FIRST_GUESS: Mapping[str, float] = {"errors": 0.01, "slow": 0.05, "prediction": 0.5, "loss": 0.2, "calibration": 0.5}
@@ -117,6 +119,7 @@ class Track:
     tolerance: Tolerance
     binary: bool = False
     both_sides: bool = False
+    off_centre: bool = False  # on either side, and only as far as the canary is further from 0.5 than the champion
     guess: float = 0.5
     shape: tuple[int, ...] = ()
     sums: Sums = NOTHING
@@ -125,6 +128,8 @@ class Track:
     better: Floats = field(init=False)
     canary_n: Floats = field(init=False)
     champion_n: Floats = field(init=False)
+    canary_total: Floats = field(init=False)
+    champion_total: Floats = field(init=False)
 
     def __post_init__(self) -> None:
         harm, margin = self.tolerance.harm, self.tolerance.margin
@@ -133,11 +138,14 @@ class Track:
         if self.both_sides:
             self._worse.append(Bet("below", -harm, binary=self.binary))
             self._safe.append(Bet("above", -margin, binary=self.binary))
+        # Which side the two are on together, for `off_centre`: the mean of both arms' means, one for each bet above.
+        self._side = {id(bet): no_capital(self.shape) for bet in (*self._worse, *self._safe)} if self.off_centre else {}
         self._better = [Bet("below", 0.0, binary=self.binary)]
         self._capital = {id(bet): no_capital(self.shape) for bet in (*self._worse, *self._safe, *self._better)}
         nothing = np.zeros(self.shape)
         self.worse, self.safe, self.better = nothing, nothing, nothing
         self.canary_n, self.champion_n = nothing, nothing
+        self.canary_total, self.champion_total = nothing, nothing
         self._seen, self._total = nothing, nothing
 
     def add(self, canary: Arm, champion: Arm) -> None:
@@ -145,18 +153,42 @@ class Track:
         centre = np.where(self._seen > 0, self._total / np.maximum(self._seen, 1e-12), self.guess)
         for bet in (*self._worse, *self._safe, *self._better):
             self._capital[id(bet)] = add_look(self._capital[id(bet)], bet, canary, champion, centre)
+        if self.off_centre:
+            self._add_side(canary, champion)
         # Harm on either side is harm: the mean of both wealths is one again. Safety is wanted on both: the lesser counts.
-        self.worse = np.maximum(self.worse, np.logaddexp.reduce([self._log_e(b) for b in self._worse]) - math.log(len(self._worse)))
-        self.safe = np.maximum(self.safe, np.minimum.reduce([self._log_e(b) for b in self._safe]))
-        self.better = np.maximum(self.better, self._log_e(self._better[0]))
+        self.worse = np.maximum(self.worse, _mean_e([self._log_e(bet, np.minimum) for bet in self._worse]))
+        self.safe = np.maximum(self.safe, np.minimum.reduce([self._log_e(bet, _mean_of_two) for bet in self._safe]))
+        self.better = np.maximum(self.better, log_e(self._capital[id(self._better[0])]))
         self._seen = _FORGET * self._seen + champion.n
         self._total = _FORGET * self._total + champion.total
         self.canary_n = self.canary_n + canary.n
         self.champion_n = self.champion_n + champion.n
+        self.canary_total = self.canary_total + canary.total
+        self.champion_total = self.champion_total + champion.total
         self.sums = self.sums + differences(canary, champion)
 
-    def _log_e(self, bet: Bet) -> Floats:
-        return log_e(self._capital[id(bet)])
+    def _add_side(self, canary: Arm, champion: Arm) -> None:
+        """A canary is further from the centre than its champion, on the side s, where s times their difference and s times their sum are
+        both positive. What befalls both arms cancels in the difference and not in the sum, so a look is one observation of the sum,
+        whatever its size: of looks whose mean given the past is the same."""
+        there = (canary.n > 0) & (champion.n > 0)
+        middle = (canary.total / np.maximum(canary.n, 1) + champion.total / np.maximum(champion.n, 1)) / 2
+        for bet in (*self._worse, *self._safe):
+            self._side[id(bet)] = add_mean(self._side[id(bet)], bet.direction, 0.5 + bet.margin / 2, middle, there)
+
+    def _log_e(self, bet: Bet, both: Callable[[Floats, Floats], Floats] = np.minimum) -> Floats:
+        """The log wealth; of two, where the side counts too: "not worse" is refuted where both halves of it are (`np.minimum`), "worse"
+        where one of its two is (`_mean_of_two`)."""
+        found = log_e(self._capital[id(bet)])
+        return both(found, log_e(self._side[id(bet)])) if id(bet) in self._side else found
+
+
+def _mean_e(logs: Sequence[Floats]) -> Floats:
+    return np.asarray(np.logaddexp.reduce(logs) - math.log(len(logs)))
+
+
+def _mean_of_two(one: Floats, other: Floats) -> Floats:
+    return _mean_e([one, other])
 
 
 @dataclass
@@ -188,7 +220,7 @@ class Rail:
 def track_of(policy: CanaryPolicy, measure: Measure, shape: tuple[int, ...] = ()) -> Track:
     """A measure's track before the first look."""
     guess = 1 - policy.slow_quantile if measure == "slow" else _FIRST_GUESS[measure]
-    return Track(_tolerance(policy, measure), measure in _BINARY, measure in _BOTH_SIDES, guess, shape)
+    return Track(_tolerance(policy, measure), measure in _BINARY, measure in _BOTH_SIDES, measure in _OFF_CENTRE, guess, shape)
 
 
 def worse_at(policy: CanaryPolicy) -> float:
@@ -271,6 +303,9 @@ def _finding(policy: CanaryPolicy, measure: Measure, track: Track) -> Finding:
     told = f"{measure}: {difference:+.4f} to the champion, in [{low:+.4f}, {high:+.4f}]"
     limit = f"at most {tolerance.margin:g} is not worse" if state != "worse" else f"above {tolerance.harm:g} is worse"
     n = float(track.canary_n), float(track.champion_n)
+    if track.off_centre and min(n) > 0:
+        off = (float(total) / seen - 0.5 for total, seen in zip((track.canary_total, track.champion_total), n, strict=True))
+        told += "; off by {:+.4f} and {:+.4f}".format(*off)
     reason = f"{told} ({limit})" if min(n) > 0 else f"{measure}: nothing to compare yet"
     return Finding(measure, *n, difference, low, high, state, reason)
 

@@ -3,17 +3,19 @@
 Belongs here: putting the room's pieces together. Does not belong here: loading models or test rows; predictions come in.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike
 
-from mlplatform.evaluation.gates import judge, judge_against_champion
+from mlplatform.evaluation.budget import BUDGET_GATES
+from mlplatform.evaluation.gates import CHAMPION_GATE, SKEW_GATE, gate_names, judge, judge_against_champion
 from mlplatform.evaluation.measures import row_loss, scorer, slices_of
 from mlplatform.evaluation.paired import Paired, paired_difference
-from mlplatform.records import Evaluation
+from mlplatform.evaluation.slice_gates import judge_slices, slice_gate_names
+from mlplatform.records import Evaluation, GateResult
 from mlplatform.specs import ModelSpec
 
 
@@ -33,11 +35,13 @@ def evaluate(
     frame: pl.DataFrame,
     champion: Champion | None = None,
     baselines: Mapping[str, ArrayLike] | None = None,
+    beside: Sequence[GateResult] = (),
 ) -> Evaluation:
     """The evaluation of `version` on the test rows.
 
     `y`, `p`: labels (n,) and answers, shape (n,) or (n, quantiles); `frame`: n rows with the spec's slice columns and, for the paired test,
-    `event_timestamp`; `baselines`: predictions for the same rows by name. Raises ValueError for no rows, or predictions of another length.
+    `event_timestamp`; `baselines`: predictions for the same rows by name; `beside`: gates judged by other things than the test rows.
+    Raises ValueError for no rows, or predictions of another length.
     """
     measure = scorer(spec)
     labels = np.asarray(y)
@@ -49,7 +53,8 @@ def evaluate(
         None if champion is None else metrics if champion.version == version else dict(measure(labels, np.asarray(champion.predictions)))
     )
     champion_version = None if champion is None else champion.version
-    gates = judge(spec.gates, metrics)
+    slices = slices_of(spec, labels, p, frame)
+    gates = judge(spec.gates, metrics) + judge_slices(spec.slice_gates, slices)
     paired = None if champion is None else _paired(spec, labels, np.asarray(p), np.asarray(champion.predictions), frame)
     gates += (judge_against_champion(spec.champion_gate, version, metrics, champion_version, rival, paired),)
     return Evaluation(
@@ -60,9 +65,14 @@ def evaluate(
         baselines={name: measure(labels, np.asarray(predictions)) for name, predictions in (baselines or {}).items()},
         champion_version=champion_version,
         champion_metrics=rival,
-        slices=slices_of(spec, labels, p, frame),
-        gates=gates,
+        slices=slices,
+        gates=(*gates, *beside),
     )
+
+
+def all_gate_names(spec: ModelSpec) -> tuple[str, ...]:
+    """The names of every gate of the model's evaluations, in order."""
+    return (*gate_names(spec.gates), *slice_gate_names(spec.slice_gates), CHAMPION_GATE, *BUDGET_GATES, SKEW_GATE)
 
 
 def _paired(spec: ModelSpec, y: np.ndarray, mine: np.ndarray, theirs: np.ndarray, frame: pl.DataFrame) -> Paired | None:

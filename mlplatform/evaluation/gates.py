@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from mlplatform.evaluation.paired import CONFIDENCE, MIN_DAYS, Paired
-from mlplatform.records import GateResult
-from mlplatform.specs import ChampionGate, Gate
+from mlplatform.gate_specs import ChampionGate, Gate
+from mlplatform.records import GateResult, SkewSummary
 
 CHAMPION_GATE = "champion"
+SKEW_GATE = "skew"
 
 
 def gate_names(gates: Sequence[Gate]) -> tuple[str, ...]:
@@ -41,20 +42,27 @@ def _judge(name: str, gate: Gate, metrics: Mapping[str, float]) -> GateResult:
     bound = " and ".join(
         text for text, used in ((f">= {gate.minimum}", gate.minimum is not None), (f"<= {gate.maximum}", gate.maximum is not None)) if used
     )
-    if value is None:
-        verdict, passed = f"no metric named '{gate.metric}' was measured", False
-    elif not math.isfinite(value):
-        verdict, passed = f"{gate.metric} is {value}: it could not be measured", False
-    elif value > high:
-        # A ranking nobody can reach honestly is read as a leak before it is read as a success.
-        suspicion = "suspected leak: " if gate.metric == "auc" else ""
-        verdict, passed = f"{suspicion}{gate.metric} {value:.4f} is above {gate.maximum}", False
-    elif value < low:
-        verdict, passed = f"{gate.metric} {value:.4f} is below {gate.minimum}", False
-    else:
-        verdict, passed = f"{gate.metric} {value:.4f} is {bound or 'not bounded'}", True
+    verdict, passed = _verdict(gate, value, metrics, low, high, bound)
     finite = value if value is not None and math.isfinite(value) else None
     return GateResult(name, passed, finite, bound, f"{verdict} ({gate.reason})", gate.blocking)
+
+
+def _verdict(gate: Gate, value: float | None, metrics: Mapping[str, float], low: float, high: float, bound: str) -> tuple[str, bool]:
+    if value is None:
+        return f"no metric named '{gate.metric}' was measured", False
+    if not math.isfinite(value):
+        return f"{gate.metric} is {value}: it could not be measured", False
+    # What is held against the maximum and the minimum: the figure, or the nearer end of its interval.
+    ends = [metrics.get(f"{gate.metric}{end}", math.nan) if gate.beyond_doubt else value for end in ("_low", "_high")]
+    if not all(map(math.isfinite, ends)):
+        return f"{gate.metric} {value:.4f} has no interval: whether it is beyond doubt cannot be told", False
+    told = f"{gate.metric} {value:.4f}" + (f", between {ends[0]:.4f} and {ends[1]:.4f}," if gate.beyond_doubt else "")
+    if ends[0] > high:
+        # A ranking nobody can reach honestly is read as a leak before it is read as a success.
+        return f"{'suspected leak: ' if gate.metric == 'auc' else ''}{told} is above {gate.maximum}", False
+    if ends[1] < low:
+        return f"{told} is below {gate.minimum}", False
+    return f"{told} is {'not proven to break ' if gate.beyond_doubt else ''}{bound or 'not bounded'}", True
 
 
 def judge_against_champion(
@@ -99,3 +107,19 @@ def judge_against_champion(
     reason = f"{gate.metric} {finite:.4f} against {champion:.4f} of champion version {champion_version}, tolerance {gate.tolerance}"
     reason += f"; points compared: no paired test without a loss per row on {MIN_DAYS} days"
     return GateResult(CHAMPION_GATE, passed, finite, bound, reason)
+
+
+def judge_skew(newest: SkewSummary | None, version: int, champion_version: int | None) -> GateResult:
+    """Whether what is served is what is trained on, as it was last proved; `promote` asks the same again when it is due.
+
+    It is no property of the version, but a version that was fitted to other values than it will be given must not serve. The version that
+    serves already is told, and not stopped: taking it away is a rollback, and somebody's decision.
+    """
+    if newest is None:
+        return GateResult(SKEW_GATE, True, None, "", "never measured: nothing served yet")
+    bound = f"<= {newest.max_rate:g}"
+    if not newest.refusal:
+        reason = f"{newest.told} from what the tables say, {newest.max_rate:.2%} may"
+        return GateResult(SKEW_GATE, True, newest.rate, bound, reason)
+    reason = f"{newest.refusal}; once it is mended, measure it and evaluate the version again"
+    return GateResult(SKEW_GATE, False, newest.rate, bound, reason, blocking=version != champion_version)

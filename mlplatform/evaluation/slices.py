@@ -11,7 +11,7 @@ import numpy.typing as npt
 import polars as pl
 from numpy.typing import ArrayLike
 
-from mlplatform.evaluation.metrics import auc_interval, checked, ece, log_loss, wilson
+from mlplatform.evaluation.metrics import auc_interval, checked, ece, mean_interval, row_log_loss, wilson
 from mlplatform.evaluation.quantile_metrics import checked as checked_quantiles
 from mlplatform.evaluation.quantile_metrics import score_quantiles
 
@@ -26,7 +26,7 @@ def slice_metrics(
 
     `frame` has a row per prediction, in order, with the slice `columns`. Keys: column, value (None: the column is null
     there), pooled (0, or how many rare values the slice "(other)" stands for), rows, small (fewer than `small_rows`: read
-    with care), base_rate with base_rate_low and _high (Wilson), mean_prediction, auc with auc_low and _high, log_loss, ece.
+    with care), base_rate with base_rate_low and _high (Wilson), mean_prediction, auc and log_loss, each with _low and _high, ece.
     Values beyond the `max_values` largest are pooled, so the rows of a column's slices always add up to all rows.
     Raises ValueError where the frame has another number of rows, or lacks a column.
     """
@@ -47,9 +47,11 @@ def quantile_slices(
     max_values: int = MAX_VALUES,
 ) -> tuple[Mapping[str, Any], ...]:
     """As `slice_metrics`, for quantiles (n, levels) of a label that is a number: mean_label, mean_prediction, mae with mae_low and
-    _high, pinball, coverage with coverage_low and _high, width."""
+    _high, pinball with pinball_low and _high, coverage with coverage_low and _high, width."""
     labels, quantiles = checked_quantiles(y, q, levels)
-    names = ("mean_label", "mean_prediction", "mae", "mae_low", "mae_high", "pinball", "coverage", "coverage_low", "coverage_high", "width")
+    with_interval = ("mae", "pinball", "coverage")
+    bounds = (f"{name}{side}" for name in with_interval for side in ("", "_low", "_high"))
+    names = ("mean_label", "mean_prediction", *bounds, "width")
     found = []
     for column, value, pooled, rows in _cut(frame, columns, len(labels), max_values):
         metrics = score_quantiles(labels[rows], quantiles[rows], levels)
@@ -91,6 +93,7 @@ def _named(
 def _binary_numbers(y: np.ndarray, p: np.ndarray) -> dict[str, float]:
     low, high = wilson(y.sum(), len(y))
     area, area_low, area_high = auc_interval(y, p)
+    loss, loss_low, loss_high = mean_interval(row_log_loss(y, p))
     return {
         "base_rate": y.mean(),
         "base_rate_low": low,
@@ -99,6 +102,8 @@ def _binary_numbers(y: np.ndarray, p: np.ndarray) -> dict[str, float]:
         "auc": area,
         "auc_low": area_low,
         "auc_high": area_high,
-        "log_loss": log_loss(y, p),
+        "log_loss": loss,
+        "log_loss_low": loss_low,
+        "log_loss_high": loss_high,
         "ece": ece(y, p),
     }

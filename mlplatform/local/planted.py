@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from mlplatform.specs import Catalog, ChampionGate, ModelSpec, Split, Tables
+from mlplatform.gate_specs import ChampionGate, ServingBudget
+from mlplatform.specs import Catalog, ModelSpec, Split, Tables
 
 if TYPE_CHECKING:
     from mlplatform.orchestration.resources import Clients
@@ -38,7 +39,8 @@ def shuffled(rows: Callable[[Tables], pl.DataFrame], split: Split, seed: int) ->
 
 def without_gates(spec: ModelSpec) -> ModelSpec:
     """As a team declares a model that has not thought of gates: whatever is trained gets as far as a canary."""
-    return spec.model_copy(update={"gates": (), "champion_gate": ChampionGate(tolerance=1e9)})
+    anything = ServingBudget(model_bytes=10**12, cpu_ms=1e9, cpu_ms_100=1e9)
+    return spec.model_copy(update={"gates": (), "slice_gates": (), "champion_gate": ChampionGate(tolerance=1e9), "budget": anything})
 
 
 def planted(catalog: Catalog, model: ModelSpec) -> Catalog:

@@ -85,6 +85,21 @@ def assemble(
     labelled = frame.filter(pl.col(LABEL).is_not_null()).with_columns(pl.col(TIME).dt.date().alias(DAY))
     if spec.label_range is not None:
         labelled = labelled.with_columns(pl.col(LABEL).clip(*spec.label_range))
+    parted = split_by_time(spec, labelled)
+    by_part = dict(parted[PART].value_counts().iter_rows())
+    counts = {
+        "labelled_in": rows.height,
+        "unlabelled": rows.height - labelled.height,
+        "outside_split": labelled.height - parted.height,
+        **{name: int(by_part.get(name, 0)) for name in PARTS},
+    }
+    if empty := [name for name in PARTS if not counts[name]]:
+        raise ValueError(f"model {spec.name}: the split {_split_text(spec)} leaves no rows in {', '.join(empty)} ({counts})")
+    return Dataset(spec.name, parted, numeric, spec.categorical, counts)
+
+
+def split_by_time(spec: ModelSpec, labelled: pl.DataFrame) -> pl.DataFrame:
+    """The rows with an `event_date` within the spec's split, with their `part`, in order of time."""
     split = spec.split
     part = (
         pl.when(pl.col(DAY) < split.train_start)
@@ -96,17 +111,7 @@ def assemble(
         .when(pl.col(DAY) < split.end)
         .then(pl.lit("test"))
     )
-    parted = labelled.with_columns(part.alias(PART)).filter(pl.col(PART).is_not_null()).sort(TIME, *spec.row_key)
-    by_part = dict(parted[PART].value_counts().iter_rows())
-    counts = {
-        "labelled_in": rows.height,
-        "unlabelled": rows.height - labelled.height,
-        "outside_split": labelled.height - parted.height,
-        **{name: int(by_part.get(name, 0)) for name in PARTS},
-    }
-    if empty := [name for name in PARTS if not counts[name]]:
-        raise ValueError(f"model {spec.name}: the split {_split_text(spec)} leaves no rows in {', '.join(empty)} ({counts})")
-    return Dataset(spec.name, parted, numeric, spec.categorical, counts)
+    return labelled.with_columns(part.alias(PART)).filter(pl.col(PART).is_not_null()).sort(TIME, *spec.row_key)
 
 
 def reopen(spec: ModelSpec, frame: pl.DataFrame, manifest: TrainingManifest) -> Dataset:

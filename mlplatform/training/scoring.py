@@ -56,38 +56,45 @@ class Scorer:
         return answers if answers.ndim == 1 else answers[:, self.contract.median]
 
 
-def _xgboost(content: bytes) -> Callable[[Floats], Floats]:
+def _xgboost(content: bytes, threads: int) -> Callable[[Floats], Floats]:
     import xgboost
 
     booster = xgboost.Booster()
     booster.load_model(bytearray(content))
+    booster.set_param({"nthread": threads})
     return lambda values: booster.inplace_predict(values, validate_features=False)  # type: ignore[no-any-return]
 
 
-def _torch(content: bytes) -> Callable[[Floats], Floats]:
+def _torch(content: bytes, threads: int) -> Callable[[Floats], Floats]:
     from mlplatform import networks
 
     network = networks.from_bytes(content)
 
     def answer(values: Floats) -> Floats:
-        with networks.with_threads(1):  # as in training
+        with networks.with_threads(threads or 1):  # unless asked: one, as in training
             return networks.predict(network, values).astype(np.float64)
 
     return answer
 
 
-_READERS: dict[str, Callable[[bytes], Callable[[Floats], Floats]]] = {"xgboost": _xgboost, "torch": _torch}
+_READERS: dict[str, Callable[[bytes, int], Callable[[Floats], Floats]]] = {"xgboost": _xgboost, "torch": _torch}
 
 
-def load(folder: Path, contract: ServingContract) -> Scorer:
-    """A version's files as the registry downloads them. Verifies the file's hash and the contract's example answers.
+def predictor(framework: str, content: bytes, threads: int = 0) -> Callable[[Floats], Floats]:
+    """A model file's bytes as a function from inputs (n, d) to answers. `threads` of each call; 0: the family's own choice."""
+    return _READERS[framework](content, threads)
+
+
+def load(folder: Path, contract: ServingContract, threads: int = 0) -> Scorer:
+    """A version's files as the registry downloads them. Verifies the file's hash and the contract's example answers. `threads` as
+    for `predictor`.
 
     Raises ModelFileError where either differs.
     """
     content = (folder / contract.model_file).read_bytes()
     if hashlib.sha256(content).hexdigest() != contract.model_sha256:
         raise ModelFileError(f"{contract.model_file} of {contract.model} is not the file its contract names (SHA-256 differs)")
-    scorer = Scorer(contract, _READERS[contract.framework](content))
+    scorer = Scorer(contract, predictor(contract.framework, content, threads))
     if contract.example_features:
         answers = scorer.predict_matrix(from_json_numbers(contract.example_features))
         if not np.allclose(answers, contract.example_predictions, rtol=0, atol=max(1e-6, contract.tolerance)):

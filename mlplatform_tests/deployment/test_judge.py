@@ -10,11 +10,12 @@ import pytest
 from pydantic import ValidationError
 
 from mlplatform.deployment.confidence import Arm, Sketch
-from mlplatform.deployment.judge import ArmLook, Look, Progress, Rail, Verdict, judge, next_step
+from mlplatform.deployment.judge import ArmLook, Look, Progress, Rail, Verdict, judge, next_step, safe_at, track_of
 from mlplatform.release_policy import CanaryPolicy, Tolerance
 
 T0 = datetime(2013, 9, 1, tzinfo=UTC)
 POLICY = CanaryPolicy()
+NEAR = Tolerance(harm=0.01, margin=0.015)
 
 
 def arm(
@@ -144,3 +145,54 @@ def test_a_policy_that_does_not_add_up_is_refused(wrong) -> None:
         CanaryPolicy(**wrong)
     with pytest.raises(ValidationError):
         Tolerance(harm=0.1, margin=0.1)
+
+
+# --- calibration: how far from its labels ------------------------------------------------------------------------------------
+
+TIGHT = CanaryPolicy(prediction=Tolerance(harm=0.3, margin=0.4), loss=Tolerance(harm=0.2, margin=0.3), calibration=NEAR)
+
+
+def off(champion: float, canary: float, count: int = 400, seed: int = 1) -> Any:
+    """The finding of calibration where predictions are so far above the truth (below, where negative), storms in both arms."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for k in range(count):
+        storm = float(rng.normal(0, 0.05))
+        arms = [residuals(rng, storm - bias) for bias in (champion, canary)]
+        found.append(Look(T0 + timedelta(minutes=k), *(ArmLook(residuals=arm) for arm in arms)))
+    return next(f for f in judge(TIGHT, found).findings if f.measure == "calibration")
+
+
+def residuals(rng: np.random.Generator, mean: float, n: int = 60) -> Arm:
+    """Of labels less predictions with this mean, as the judge takes them."""
+    return Arm.of((1 + np.clip(rng.normal(mean, 0.42, n), -1, 1)) / 2)
+
+
+@pytest.mark.parametrize(("champion", "canary"), [(0.0, 0.12), (0.0, -0.12), (0.05, 0.15), (-0.02, 0.14)])
+def test_one_that_is_further_from_its_labels_is_worse_on_either_side(champion, canary) -> None:
+    finding = off(champion, canary)
+    assert finding.state == "worse"
+    assert "off by" in finding.reason
+
+
+@pytest.mark.parametrize(("champion", "canary"), [(0.12, 0.01), (-0.12, 0.01), (0.1, -0.02)])
+def test_one_that_mends_a_biased_champion_is_not_worse_however_much_it_differs(champion, canary) -> None:
+    finding = off(champion, canary)
+    assert abs(finding.difference) > 2 * NEAR.margin
+    assert finding.state == "safe"
+
+
+def test_storms_in_both_arms_make_no_canary_safe_that_is_further_from_its_labels_by_the_margin() -> None:
+    rng, canaries, margin = np.random.default_rng(7), 400, NEAR.margin
+    track = track_of(TIGHT, "calibration", (canaries,))
+    for _ in range(120):
+        storm = rng.normal(0.0, 0.06, canaries)
+        means = [0.5 + (storm + bias) / 2 for bias in (0.0, -2 * margin)]
+        champion, canary = (_batch(rng, mean) for mean in means)
+        track.add(canary, champion)
+    assert (track.safe >= safe_at(TIGHT)).mean() <= TIGHT.beta
+
+
+def _batch(rng: np.random.Generator, means: np.ndarray, n: int = 60) -> Arm:
+    x = np.clip(rng.normal(means[:, None], 0.21, (len(means), n)), 0, 1)
+    return Arm(np.full(len(means), float(n)), x.sum(axis=1), (x**2).sum(axis=1))

@@ -19,6 +19,7 @@ from mlplatform.client import PredictionClient
 from mlplatform.clients.fingerprints import recorded
 from mlplatform.contracts import PRODUCTION, prediction_stream
 from mlplatform.fingerprint import content_hash, fingerprint
+from mlplatform.gate_specs import ChampionGate, Gate
 from mlplatform.local.demo import Demo
 from mlplatform.local.demo_release import Release
 from mlplatform.local.profile import LocalPlatform
@@ -32,7 +33,7 @@ from mlplatform.orchestration.serving_state import promote, roll_back
 from mlplatform.orchestration.summaries import newest_summary
 from mlplatform.records import DayRange, SkewSummary
 from mlplatform.settings import load_settings
-from mlplatform.specs import Catalog, ChampionGate, Gate, Split, TuningSpec
+from mlplatform.specs import Catalog, Split, TuningSpec
 from mlplatform.training.scoring import load
 
 # A Friday morning in New York; drift is measured from 200 predictions on.
@@ -50,6 +51,7 @@ def shortened(catalog: Catalog) -> Catalog:
         "split": SPLIT,
         "tuning": TuningSpec(trials=1, folds=1, max_rows=5_000),
         "gates": (Gate(metric="auc", minimum=0.55, reason="better than guessing"), Gate(metric="auc", maximum=0.9, reason="no leak")),
+        "slice_gates": (),
         "champion_gate": ChampionGate(tolerance=0.5),
     }
     return catalog.model_copy(update={"models": tuple(m.model_copy(update=changes) for m in catalog.models)})
@@ -271,9 +273,10 @@ def test_a_slow_version_is_found_among_callers_and_rejected_by_the_judge(story: 
     demo, name = story.demo, story.demo.model.name
     release = Release.begin(demo, demo.clients.clock.now().replace(minute=0, second=0, microsecond=0) + timedelta(hours=1))
     with release.client:
-        release.chapter("slow", "rejected", release.register_slow, None)
+        release.chapter("slow", "rejected", release.register_slow, release.spoilt_graph())
         [chapter] = release.chapters
         assert chapter.fault == ""
+        assert "cpu" in chapter.gates
         assert chapter.reason.startswith("slow: +")
         assert _within(15, lambda: _shares(release.client, name) == {1: 100})
     last = demo.clients.ledger.entries(name)[-1]

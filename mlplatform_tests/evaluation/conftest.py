@@ -6,7 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mlplatform.specs import CostMatrix, Gate, ModelSpec, RequestField, Split
+from mlplatform.gate_specs import Gate
+from mlplatform.specs import CostMatrix, ModelSpec, RequestField, Split
 
 
 @pytest.fixture

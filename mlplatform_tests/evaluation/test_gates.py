@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlplatform.evaluation.gates import gate_names, judge, judge_against_champion
-from mlplatform.specs import ChampionGate, Gate
+from mlplatform.deployment.decide import skew_reasons
+from mlplatform.evaluation.gates import gate_names, judge, judge_against_champion, judge_skew
+from mlplatform.gate_specs import ChampionGate, Gate
+from mlplatform.records import SkewSummary
 
 FLOOR = Gate(metric="auc", minimum=0.7, reason="worth having")
 CEILING = Gate(metric="auc", maximum=0.79, reason="two hours ahead")
@@ -75,3 +77,32 @@ def test_a_comparison_with_nan_fails(mine: float, theirs: float) -> None:
 def test_a_champion_without_metrics_is_an_error_not_a_pass() -> None:
     with pytest.raises(ValueError, match="version 1 has no metrics"):
         judge_against_champion(ChampionGate(), 2, {"log_loss": 0.5}, 1, None)
+
+
+def skew(mismatched: int, compared: int = 100, max_rate: float = 0.02, unresolved: tuple[str, ...] = ()) -> SkewSummary:
+    return SkewSummary("m", ("a", "b"), compared, compared, mismatched, max_rate, {"value": mismatched}, unresolved=unresolved)
+
+
+def test_skew_above_the_declared_rate_stops_a_version_and_says_what_to_do() -> None:
+    result = judge_skew(skew(3), 2, 1)
+    assert (result.name, result.passed, result.blocking, result.value) == ("skew", False, True, 0.03)
+    assert "3 of 100 predictions differ" in result.reason
+    assert "2.00% may" in result.reason
+    assert "evaluate the version again" in result.reason
+    assert judge_skew(skew(2), 2, 1).passed
+
+
+def test_skew_that_was_never_measured_passes_and_says_so() -> None:
+    result = judge_skew(None, 1, None)
+    assert result.passed
+    assert "never measured" in result.reason
+
+
+def test_skew_does_not_take_the_seal_of_the_version_that_serves() -> None:
+    result = judge_skew(skew(3), 1, 1)
+    assert (result.passed, result.blocking) == (False, False)
+
+
+def test_the_skew_gate_and_a_promotion_refuse_the_same() -> None:
+    for summary in (None, skew(0), skew(2), skew(3), skew(0, unresolved=("gone",)), skew(0, compared=0)):
+        assert judge_skew(summary, 2, 1).passed == (not skew_reasons(summary))

@@ -6,7 +6,7 @@ from scipy import stats
 
 from mlplatform.evaluation.gates import judge_against_champion
 from mlplatform.evaluation.paired import MIN_DAYS, paired_difference
-from mlplatform.specs import ChampionGate
+from mlplatform.gate_specs import ChampionGate
 
 DAYS = np.repeat(np.arange(30), 40)
 

@@ -13,7 +13,8 @@ from mlplatform.evaluation.evaluate import Champion, evaluate
 from mlplatform.evaluation.measures import baselines_of, scorer, shown_metrics
 from mlplatform.evaluation.plots import comparison
 from mlplatform.evaluation.quantile_metrics import calibration_table, score_quantiles
-from mlplatform.specs import ChampionGate, Gate, ModelSpec, Split
+from mlplatform.gate_specs import ChampionGate, Gate
+from mlplatform.specs import ModelSpec, Split
 
 LEVELS = (0.1, 0.5, 0.9)
 PNG = b"\x89PNG"

@@ -6,16 +6,20 @@ Belongs here: which version is judged on which rows, and what is recorded. Does 
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import dagster as dg
+import polars as pl
 
 from mlplatform.addresses import without_password
-from mlplatform.contracts import EVALUATION_TAG, GATES_TAG, PRODUCTION, VERIFIED_TAG
+from mlplatform.contracts import EVALUATION_TAG, GATE_RESULTS_TAG, GATES_TAG, PRODUCTION, VERIFIED_TAG
 from mlplatform.deployment.decide import decide, ledger_entries
 from mlplatform.deployment.states import GATES
 from mlplatform.evaluation import plots, quantile_plots
-from mlplatform.evaluation.evaluate import Champion, evaluate
+from mlplatform.evaluation.budget import BATCH, judge_budget, measure_cost
+from mlplatform.evaluation.evaluate import Champion, all_gate_names, evaluate
+from mlplatform.evaluation.gates import judge_skew
 from mlplatform.evaluation.measures import baselines_of, label_of, shown_metrics
 from mlplatform.orchestration import policy
 from mlplatform.orchestration import recording as ledger
@@ -25,7 +29,8 @@ from mlplatform.orchestration.metadata import md_table, numbers, picture
 from mlplatform.orchestration.release_state import sealed_tags, write_states
 from mlplatform.orchestration.resources import Clients, PlatformResource
 from mlplatform.orchestration.serving_state import serving_state
-from mlplatform.records import Evaluation, LedgerEntry, ModelVersion
+from mlplatform.orchestration.summaries import newest_summary
+from mlplatform.records import Evaluation, LedgerEntry, ModelVersion, PredictionCost, SkewSummary
 from mlplatform.specs import ModelSpec
 from mlplatform.training.scoring import load
 from mlplatform.training.trainers.base import Floats
@@ -34,7 +39,6 @@ from mlplatform.verified import evaluation_sha256
 
 def evaluation_assets(spec: ModelSpec) -> Sequence[dg.AssetsDefinition]:
     asset_key = policy.key("evaluation", spec.name)
-    gate_names = [_check_name(g.metric, g.minimum is not None) for g in spec.gates]
 
     @dg.multi_asset(
         specs=[
@@ -50,7 +54,7 @@ def evaluation_assets(spec: ModelSpec) -> Sequence[dg.AssetsDefinition]:
         name=f"evaluation_{spec.name}",
         check_specs=[
             dg.AssetCheckSpec(
-                "gates", asset=asset_key, blocking=True, description="Every blocking gate of the model: " + ", ".join(gate_names)
+                "gates", asset=asset_key, blocking=True, description="Every blocking gate of the model: " + ", ".join(all_gate_names(spec))
             ),
         ],
     )
@@ -106,9 +110,10 @@ def evaluate_version(clients: Clients, spec: ModelSpec, version: ModelVersion) -
         )
     test, train = data.part("test"), data.part("train")
     labels = test["label"].to_numpy()
-    predictions = score_version(clients, version, data.part("test"))
+    predictions = score_version(clients, version, test)
     champion = clients.registry.by_alias(spec.name, PRODUCTION)
     rival = Champion(champion.version, score_version(clients, champion, test)) if champion else None
+    newest = newest_summary(clients, "skew", spec.name, SkewSummary)
     result = evaluate(
         used,
         version.version,
@@ -117,6 +122,10 @@ def evaluate_version(clients: Clients, spec: ModelSpec, version: ModelVersion) -
         test,
         champion=rival,
         baselines=baselines_of(used, train, test, data.numeric, data.categorical),
+        beside=(
+            *judge_budget(spec.budget, cost_of(clients, version, test)),
+            judge_skew(newest, version.version, champion.version if champion else None),
+        ),
     )
     pictures = {"comparison": plots.comparison(result, shown_metrics(spec))}
     draw = _quantile_pictures if spec.quantiles else _pictures
@@ -142,11 +151,20 @@ def _quantile_pictures(spec: ModelSpec, result: Evaluation, labels: Floats, answ
     }
 
 
-def score_version(clients: Clients, version: ModelVersion, frame: object) -> Floats:
+def score_version(clients: Clients, version: ModelVersion, frame: pl.DataFrame) -> Floats:
     """A registered version's predictions for training-set rows, its files verified on the way."""
     with tempfile.TemporaryDirectory() as folder:
         files = clients.registry.download(version, Path(folder))
-        return load(files, clients.registry.contract_of(version)).predict(frame)  # type: ignore[arg-type]  # polars is untyped here
+        return load(files, clients.registry.contract_of(version)).predict(frame)
+
+
+def cost_of(clients: Clients, version: ModelVersion, frame: pl.DataFrame) -> PredictionCost:
+    """What serving a registered version costs, timed on some of the rows, on one thread of this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = clients.registry.download(version, Path(folder))
+        contract = clients.registry.contract_of(version)
+        scorer = load(files, contract, threads=1)
+        return measure_cost(scorer.predict_matrix, scorer.inputs(frame.head(BATCH)), (files / contract.model_file).stat().st_size)
 
 
 def record(clients: Clients, version: ModelVersion, result: Evaluation, pictures: dict[str, bytes], run_id: str) -> None:
@@ -154,7 +172,8 @@ def record(clients: Clients, version: ModelVersion, result: Evaluation, pictures
     clients.registry.log_metrics(version, {f"test_{k}": v for k, v in result.metrics.items()}, pictures)
     evaluation = json.dumps({k: round(float(v), 6) for k, v in result.metrics.items()})
     seal = sealed_tags(clients, version, evaluation) if result.passed else {VERIFIED_TAG: ""}
-    clients.registry.set_tags(version, {GATES_TAG: "passed" if result.passed else "refused", EVALUATION_TAG: evaluation, **seal})
+    told = {GATE_RESULTS_TAG: json.dumps([asdict(gate) for gate in result.gates]), EVALUATION_TAG: evaluation}
+    clients.registry.set_tags(version, {**told, GATES_TAG: "passed" if result.passed else "refused", **seal})
     evidence = {**result.metrics, "evaluation_sha256": evaluation_sha256(evaluation), "mlflow_run": version.run_id}
     if result.passed:
         reason = "every blocking gate passed"
@@ -167,10 +186,6 @@ def record(clients: Clients, version: ModelVersion, result: Evaluation, pictures
         for entry in ledger_entries(decision, clients.clock.now(), GATES, run_id, evidence):
             ledger.record(clients, entry, entry_id=f"refuse-{version.version}-{run_id}-{entry.action}-{entry.version}")
     write_states(clients, version.model)
-
-
-def _check_name(metric: str, floor: bool) -> str:
-    return f"{metric} {'floor' if floor else 'ceiling'}"
 
 
 def _gate_table(result: Evaluation) -> str:

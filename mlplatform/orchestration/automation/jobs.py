@@ -4,7 +4,7 @@ Belongs here: which assets go together in one run. Does not belong here: when th
 """
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import dagster as dg
@@ -103,8 +103,12 @@ def canary_job(spec: ModelSpec) -> Job:
     )
 
 
+def labels_complete(spec: ModelSpec, now: datetime) -> date:
+    """The day before which every outcome is known."""
+    return (now - spec.max_label_delay - timedelta(days=1)).date()
+
+
 def training_run_config(spec: ModelSpec, now: datetime) -> dict[str, Any]:
     """Run config of a retraining: the declared split moved so that its test ends where labels are complete."""
-    end = (now - spec.max_label_delay - timedelta(days=1)).date()
-    end = max(end, spec.split.end)
+    end = max(labels_complete(spec, now), spec.split.end)
     return {"ops": {f"training_set_{spec.name}": {"config": {"end": end.isoformat()}}}}
