@@ -83,7 +83,9 @@ def _complain(fault: Exception) -> None:
 
 @app.command()
 def demo(
-    days: Annotated[int, typer.Option(min=1, max=30, help="Days of September 2013 that pass in fast motion.")] = 2,
+    days: Annotated[
+        int | None, typer.Option(min=1, max=30, help="Days of September 2013 that pass in fast motion: 2 unless given.")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running, as `up` does.")] = False,
     trials: Annotated[int | None, typer.Option(min=1, max=10_000, help="Tuning trials, instead of the model's own number.")] = None,
     all_models: Annotated[bool, typer.Option("--all-models", help="Train and serve every model, not the first alone.")] = False,
@@ -97,12 +99,16 @@ def demo(
     It begins from nothing: tables, models and history that lie under HOME are removed. Not where a platform runs.
     """
     if release:
+        if days is not None or all_models:
+            raise typer.BadParameter(
+                "takes neither --days nor --all-models: it lasts until the judge has decided, about one model", param_hint="--release"
+            )
         from mlplatform.local.demo_release import run_release
 
         raise typer.Exit(run_release(home, keep, trials))
     from mlplatform.local.demo import run_demo
 
-    raise typer.Exit(run_demo(home, days, keep, trials, all_models))
+    raise typer.Exit(run_demo(home, 2 if days is None else days, keep, trials, all_models))
 
 
 @app.command()

@@ -128,6 +128,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return function
 
     monkeypatch.setattr("mlplatform.local.demo.run_demo", keep("demo", 3))
+    monkeypatch.setattr("mlplatform.local.demo_release.run_release", keep("release", 1))
     monkeypatch.setattr("mlplatform.local.up.run_up", keep("up", 0))
     monkeypatch.setattr("mlplatform.local.up.run_down", keep("down", 0))
     monkeypatch.setattr("mlplatform.local.replay.run_replay", keep("replay", 0))
@@ -144,6 +145,16 @@ def test_demo_passes_its_options_on_and_ends_with_its_status(run, home, called) 
     assert called.demo == (home, 3, True, 5, True)
     run("demo")
     assert called.demo == (home, 2, False, None, False)
+
+
+def test_the_release_story_takes_the_options_that_are_its_own_and_refuses_the_others(run, home, called) -> None:
+    assert run("demo", "--release", "--keep", "--trials", "5").exit_code == 1
+    assert called.release == (home, True, 5)
+    for other in (("--days", "3"), ("--all-models",)):
+        refused = run("demo", "--release", *other)
+        assert refused.exit_code == 2
+        assert "neither --days nor --all-models" in refused.output
+    assert not hasattr(called, "demo")
 
 
 def test_up_down_and_bench_pass_their_options_on(run, home, called) -> None:

@@ -65,8 +65,8 @@ _SLICE_GATES = (
 
 # For nine hundred requests a day and a retrain a month: a smaller first share would not reach the requests of a step within days, and an
 # hour is the shortest look in which both arms have requests. Calibration, as a share of -1..1: a fit has an ECE of .02 where .05 is the
-# gate's limit, so a canary may be three points further from its labels than the champion, and two are harm. `bench quality --walk` says what
-# that lets through.
+# gate's limit, so a canary may be three points further from its labels than the champion, and two are harm. `bench quality --walk` says
+# what that lets through.
 _CANARY = CanaryPolicy(
     steps=(25, 50),
     window=timedelta(hours=1),
