@@ -83,9 +83,7 @@ def _complain(fault: Exception) -> None:
 
 @app.command()
 def demo(
-    days: Annotated[
-        int | None, typer.Option(min=1, max=30, help="Days of September 2013 that pass in fast motion: 2 unless given.")
-    ] = None,
+    days: Annotated[int | None, typer.Option(min=1, max=30, help="Days of September 2013 that pass; 2 unless given.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running, as `up` does.")] = False,
     trials: Annotated[int | None, typer.Option(min=1, max=10_000, help="Tuning trials, instead of the model's own number.")] = None,
     all_models: Annotated[bool, typer.Option("--all-models", help="Train and serve every model, not the first alone.")] = False,
@@ -100,9 +98,7 @@ def demo(
     """
     if release:
         if days is not None or all_models:
-            raise typer.BadParameter(
-                "takes neither --days nor --all-models: it lasts until the judge has decided, about one model", param_hint="--release"
-            )
+            raise typer.BadParameter("takes neither --days nor --all-models: it lasts until the judge has decided", param_hint="--release")
         from mlplatform.local.demo_release import run_release
 
         raise typer.Exit(run_release(home, keep, trials))
