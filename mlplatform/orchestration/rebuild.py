@@ -104,7 +104,7 @@ def rebuild(
         raise RebuildError(f"the tables cannot be read as they were for version {number}: {error}") from error
     found.append(Ingredient("training set", manifest["content_hash"], content_hash(data.frame)))
     trained = fitting.fit(used, data, trainers.get(spec.trainer), params, resources)
-    return Rebuilt(spec.name, number, tuple(found), _compare(trained, contract))
+    return Rebuilt(spec.name, number, tuple(found), compare(trained, contract))
 
 
 def _tables(clients: Clients, versions: Mapping[str, Any]) -> list[Ingredient]:
@@ -121,7 +121,8 @@ def _key(name: str) -> tuple[str, str]:
     return stage, table
 
 
-def _compare(trained: fitting.TrainedModel, contract: ServingContract) -> Outcome:
+def compare(trained: fitting.TrainedModel, contract: ServingContract) -> Outcome:
+    """What was made again, beside what the version's contract recorded of its file and its answers."""
     with tempfile.TemporaryDirectory() as folder:
         identical = fitting.save(trained.fitted, Path(folder)).sha256 == contract.model_sha256
     answers = trained.fitted.predict(from_json_numbers(contract.example_features))
