@@ -7,10 +7,13 @@ here: what the functions do.
 import os
 import secrets
 import signal
+import socket
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from typing import Any, Final
 
@@ -20,6 +23,17 @@ from mlplatform.training.trainers.base import Resources
 # Of a task, each time its process or machine dies; an exception of its own is no reason.
 MAX_RETRIES: Final = 3
 _LEAST_STORE_BYTES: Final = 128 * 2**20
+_LONGEST_WAIT_S: Final = 10.0
+# A process whose input ends when this one does, whatever ended it. A handle goes on meaning its process, where a number is given again.
+_AFTER_US: Final = """
+import signal, sys
+sys.stdin.read()
+for handle in sys.argv[1:]:
+    try:
+        signal.pidfd_send_signal(int(handle), signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
 
 
 class Tasks:
@@ -99,10 +113,15 @@ def _result(task: Any) -> Any:
 
 @contextmanager
 def _cluster(address: str) -> Iterator[None]:
+    host, _, port = address.rpartition(":")
     try:
-        _start(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise EngineError(f"MLPLATFORM_RAY_ADDRESS={address}: {error}") from error
+        # Ray itself would try for a quarter of an hour.
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_LONGEST_WAIT_S).close()
+    except OSError as away:
+        raise EngineError(
+            f"MLPLATFORM_RAY_ADDRESS={address}: no Ray answers there ({away}); `ray status` on its machine shows it"
+        ) from away
+    _start(address)
     with _ending():
         yield
 
@@ -111,17 +130,42 @@ def _cluster(address: str) -> Iterator[None]:
 def _this_machine(cpus: int, store_bytes: int) -> Iterator[None]:
     """A Ray of its own, which ends with the block, and by the kernel's doing with this process."""
     # Ray's sockets lie there, whose paths may have 107 bytes: too few for most homes.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder, _ending():
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         with _environment(_of_this_machine()):
             _start("local", num_cpus=cpus, object_store_memory=store_bytes, include_dashboard=False, _temp_dir=folder)
+        with _no_process_outlives_this_one(), _ending():
+            yield
+
+
+@contextmanager
+def _no_process_outlives_this_one() -> Iterator[None]:
+    """The kernel ends Ray's first processes with this one; what those started takes another minute to give up (2.60), if nobody ends it."""
+    if sys.platform != "linux":
+        yield
+        return
+    import psutil
+
+    handles = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(OSError):  # it has ended
+            handles.append(os.pidfd_open(process.pid))
+    command = [sys.executable, "-I", "-S", "-c", _AFTER_US, *map(str, handles)]
+    # In a session of its own: Ctrl-C in the terminal is not meant for it.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=handles, start_new_session=True):
+        for handle in handles:
+            os.close(handle)
         yield
 
 
 def _start(address: str, **options: Any) -> None:
     import ray
 
-    with _signals_kept():
-        ray.init(address, log_to_driver=False, configure_logging=False, **options)
+    try:
+        with _signals_kept():
+            ray.init(address, log_to_driver=False, configure_logging=False, **options)
+    except BaseException:  # Ctrl-C, for one, when half of it has started
+        ray.shutdown()
+        raise
 
 
 @contextmanager
