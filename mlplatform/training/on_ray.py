@@ -133,12 +133,12 @@ def _this_machine(cpus: int, store_bytes: int) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         with _environment(_of_this_machine()):
             _start("local", num_cpus=cpus, object_store_memory=store_bytes, include_dashboard=False, _temp_dir=folder)
-        with _no_process_outlives_this_one(), _ending():
+        with _none_outlives_this_process(folder), _ending():
             yield
 
 
 @contextmanager
-def _no_process_outlives_this_one() -> Iterator[None]:
+def _none_outlives_this_process(folder: str) -> Iterator[None]:
     """The kernel ends Ray's first processes with this one; what those started takes another minute to give up (2.60), if nobody ends it."""
     if sys.platform != "linux":
         yield
@@ -146,9 +146,11 @@ def _no_process_outlives_this_one() -> Iterator[None]:
     import psutil
 
     handles = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(OSError):  # it has ended
-            handles.append(os.pidfd_open(process.pid))
+    for child in psutil.Process().children():
+        with suppress(psutil.Error, OSError):  # it has ended
+            # Ray's alone, which name its folder: the platform's services may be children of this process too.
+            if any(folder in part for part in child.cmdline()):
+                handles += [os.pidfd_open(process.pid) for process in (child, *child.children(recursive=True))]
     command = [sys.executable, "-I", "-S", "-c", _AFTER_US, *map(str, handles)]
     # In a session of its own: Ctrl-C in the terminal is not meant for it.
     with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=handles, start_new_session=True):

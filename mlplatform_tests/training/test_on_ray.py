@@ -36,7 +36,7 @@ sys.stdin.read()
 """
 # A study on a Ray of its own. It tells its processes once a trial has ended, and waits for a word within the next.
 ALONE = """
-import importlib.util, sys
+import importlib.util, subprocess, sys
 import psutil
 found = importlib.util.spec_from_file_location("synthetic", sys.argv[1])
 synthetic = importlib.util.module_from_spec(found)
@@ -52,9 +52,12 @@ def tell(*_):
     print(*(p.pid for p in processes), "|", *sorted(set(listening)), flush=True)
     sys.stdin.readline()
 
+# A service of the platform, say, which ends with this process: none of Ray's.
+bystander = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
 spec, dataset = synthetic.make_dataset()
 resources = Resources(threads=1, engine=Engine("ray"))
 tuning.tune(spec, dataset, TRAINER, storage=sys.argv[2], training_set_hash="abc", resources=resources, on_trial=tell)
+assert bystander.poll() is None
 """
 
 
@@ -76,6 +79,12 @@ def on_ray(address):
 
 
 IN_PROCESSES = Resources(threads=1)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(module_spec, dataset, tmp_path_factory):
+    """The study as processes of this machine end it."""
+    return run(module_spec, dataset, tmp_path_factory.mktemp("here") / "j.log", IN_PROCESSES)
 
 
 def run(spec, dataset, journal, resources, trainer=TRAINER, **options):
@@ -121,29 +130,28 @@ def die(folder, times):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_study_has_the_same_trials_and_the_same_winner_as_in_processes(spec, dataset, tmp_path, on_ray):
+def test_a_study_has_the_same_trials_and_the_same_winner_as_in_processes(spec, dataset, tmp_path, on_ray, undisturbed):
     remote = run(spec, dataset, tmp_path / "ray.log", on_ray, OnRayOnly())
-    here = run(spec, dataset, tmp_path / "here.log", IN_PROCESSES)
-    assert remote == here
+    assert remote == undisturbed
     assert len(finished(remote)) == spec.tuning.trials
 
 
-def test_a_study_goes_on_from_one_engine_to_the_other_and_repeats_no_trial(spec, dataset, tmp_path, on_ray):
+def test_a_study_goes_on_from_one_engine_to_the_other_and_repeats_no_trial(spec, dataset, tmp_path, on_ray, undisturbed):
     short = spec.model_copy(update={"tuning": spec.tuning.model_copy(update={"trials": 2})})
     run(short, dataset, tmp_path / "j.log", IN_PROCESSES)
-    seen = []
+    seen: list[int] = []
     both = run(spec, dataset, tmp_path / "j.log", on_ray, on_trial=lambda trial, done, wanted: seen.append(trial.number))
     assert seen == [2, 3, 4, 5]
-    assert len(both.trials) == spec.tuning.trials
+    assert both == undisturbed
     nobody = replace(on_ray, engine=Engine("ray", "127.0.0.1:1"))
     assert run(spec, dataset, tmp_path / "j.log", nobody) == both  # nothing to do: no Ray is asked for
 
 
-def test_a_trial_whose_process_is_killed_is_run_again_and_the_study_ends_the_same(spec, dataset, tmp_path, on_ray):
+def test_a_trial_whose_process_is_killed_is_run_again_and_the_study_ends_the_same(spec, dataset, tmp_path, on_ray, undisturbed):
     (tmp_path / "kills").mkdir()
     killed = run(spec, dataset, tmp_path / "ray.log", on_ray, Dying(tmp_path / "kills", times=1))
     assert len(list((tmp_path / "kills").iterdir())) == 1
-    assert killed == run(spec, dataset, tmp_path / "here.log", IN_PROCESSES)
+    assert killed == undisturbed
 
 
 def test_a_trial_that_is_lost_again_and_again_ends_the_run_and_the_study_can_be_gone_on_with(spec, dataset, tmp_path, on_ray):
