@@ -121,7 +121,13 @@ def _cluster(address: str) -> Iterator[None]:
         raise EngineError(
             f"MLPLATFORM_RAY_ADDRESS={address}: no Ray answers there ({away}); `ray status` on its machine shows it"
         ) from away
-    _start(address)
+    from ray.exceptions import RayError
+
+    try:
+        _start(address)
+    except (ConnectionError, RuntimeError, RayError) as refused:
+        why = "its token (RAY_AUTH_TOKEN) and the versions of Ray and Python must be those of the cluster"
+        raise EngineError(f"MLPLATFORM_RAY_ADDRESS={address}: Ray does not take this process ({refused}); {why}") from refused
     with _ending():
         yield
 
@@ -143,7 +149,7 @@ def _none_outlives_this_process(folder: str) -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    import psutil
+    import psutil  # Ray brings it
 
     handles = []
     for child in psutil.Process().children():

@@ -236,6 +236,20 @@ def test_an_address_where_no_ray_answers_is_told_at_once():
         call(len, "")
 
 
+def test_a_cluster_that_does_not_know_the_token_is_told(address):
+    code = """
+import sys
+from mlplatform.training.engines import Engine, caller
+from mlplatform.training.trainers.base import Resources
+with caller(Resources(engine=Engine("ray", sys.argv[1])), 0) as call:
+    call(print)
+"""
+    stranger = {**os.environ, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    refused = subprocess.run([sys.executable, "-c", code, address], env=stranger, capture_output=True, text=True, check=False, timeout=120)
+    assert refused.returncode == 1
+    assert f"EngineError: MLPLATFORM_RAY_ADDRESS={address}: Ray does not take this process" in refused.stderr
+
+
 @pytest.mark.parametrize("how", ["", "SIGINT", "SIGKILL"])
 def test_a_ray_of_this_machine_is_heard_by_it_alone_and_leaves_nothing_running(tmp_path, how):
     with tempfile.TemporaryDirectory(prefix="r") as short:  # Ray's sockets lie there
