@@ -17,7 +17,7 @@ install: $(STAMP) ## create .venv with every pinned package
 
 $(STAMP): pyproject.toml constraints.txt deploy/bootstrap.sh
 	@sh deploy/bootstrap.sh "$(PYTHON)" "$(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(XGB),serving,otel,s3,postgres,bench,dev]' --constraint constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(XGB),serving,otel,s3,postgres,ray,bench,dev]' --constraint constraints.txt
 	@rm -f $(VENV)/.installed-*; touch $@
 
 lock: install ## write the installed versions into constraints.txt

@@ -66,6 +66,8 @@ _MENDS: Mapping[str, str] = {
     "NothingToServeError": "",
     "PortTakenError": "take another --metrics-port, or end what listens there; `mlplatform status` shows a worker that runs",
     "QuestionError": "",
+    "EngineError": "",
+    "TaskLostError": "its machine's log tells why, most often too little memory; run it again",
     "StateFileError": "",
     "ClockFileError": "",
     "UnreadableStoreError": "restore it from a copy, or name another with MLPLATFORM_MLFLOW_URL",

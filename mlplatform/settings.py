@@ -5,10 +5,11 @@ Belongs here: names, types, defaults and what production refuses. Does not belon
 
 import getpass
 import os
+import re
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -76,9 +77,16 @@ class Settings(BaseSettings):
     alert_to: str = Field("", description="Their receivers, comma-separated; empty: no mail")
     code_version: str = Field("", description="Commit the code was built from, where there is no git checkout (an image)")
     training_workers: int = Field(
-        1, ge=1, le=64, description="Processes of this machine that share one fit, for families that can (DistributedDataParallel)"
+        1, ge=1, le=64, description="Processes of one machine that share one fit, for families that can (DistributedDataParallel)"
     )
-    tuning_workers: int = Field(1, ge=1, le=64, description="Trials of a study that run at once, in processes of this machine")
+    tuning_workers: int = Field(1, ge=1, le=64, description="Trials of a study that run at once, each in a process or a task of its own")
+    engine: Literal["local", "ray"] = Field(
+        "local", description="Where trials and fits run: local, processes of this machine; ray, tasks of Ray (extra `ray`)"
+    )
+    ray_address: str = Field(
+        "",
+        description="HOST:PORT of the Ray cluster this machine is part of; empty: a Ray of this machine, for as long as the work lasts",
+    )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda[:n]; cuda fails loudly where there is none"
     )
@@ -157,6 +165,21 @@ class Settings(BaseSettings):
     @classmethod
     def _is_a_server(cls, value: str) -> str:
         return _checked(SecretStr(value), "http", "https").get_secret_value()
+
+    @field_validator("ray_address")
+    @classmethod
+    def _is_a_head_of_ray(cls, value: str) -> str:
+        if value and not re.fullmatch(r"([\w.-]+|\[[0-9A-Fa-f:]+\]):\d+", value):
+            raise ValueError("it is no address as HOST:PORT, the one that `ray start --head` shows (no ray://, which is another protocol)")
+        return value
+
+    @model_validator(mode="after")
+    def _ray_chooses_the_device(self) -> Self:
+        if self.engine == "ray" and ":" in self.device:
+            raise ValueError(
+                "MLPLATFORM_ENGINE=ray chooses among the devices of a machine itself: MLPLATFORM_DEVICE may be auto, cpu or cuda"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_cluster_is_a_redis_of_its_own(self) -> Self:

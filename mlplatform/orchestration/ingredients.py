@@ -22,7 +22,7 @@ from mlplatform.training.trainers.base import Resources
 INGREDIENTS_TAG = "ingredients"  # of a version: JSON, by name
 PARAMS = "parameters"
 # They may differ and the version come out the same: told, but a rebuild goes on.
-CIRCUMSTANCES = ("code", "packages", "python", "machine")
+CIRCUMSTANCES = ("code", "packages", "python", "machine", "engine")
 
 
 def ingredients(
@@ -53,6 +53,7 @@ def ingredients(
         "packages": _digest("\n".join(sorted(f"{d.name}=={d.version}" for d in importlib.metadata.distributions()))),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "engine": resources.engine.name,
     }
 
 

@@ -90,7 +90,7 @@ def rebuild(
     recorded: dict[str, str] = json.loads(text)
     manifest, contract = clients.registry.manifest_of(version), clients.registry.contract_of(version)
     params = json.loads(recorded[PARAMS])
-    resources = Resources(clients.device_for(contract.framework), int(recorded["threads"]), int(recorded["workers"]))
+    resources = Resources(clients.device_for(contract.framework), int(recorded["threads"]), int(recorded["workers"]), engine=clients.engine)
     now = ingredients(spec, plans, request_functions(catalog), params, resources, clients.settings.code_version)
     found = [Ingredient(name, recorded.get(name, "-"), now.get(name, "-"), name in CIRCUMSTANCES) for name in {**recorded, **now}]
     found += _tables(clients, manifest["delta_versions"])

@@ -14,6 +14,7 @@ from mlplatform.clients.ledger import Ledger
 from mlplatform.clients.stream import StreamClient
 from mlplatform.clock import Clock, clock_from
 from mlplatform.settings import Settings, load_settings
+from mlplatform.training.engines import Engine
 
 if TYPE_CHECKING:
     from dagster_aws.s3 import S3Resource
@@ -54,6 +55,10 @@ class Clients:
         from mlplatform.clients.registry import Registry
 
         return Registry(self.settings.mlflow_uri)
+
+    @property
+    def engine(self) -> Engine:
+        return Engine(self.settings.engine, self.settings.ray_address)
 
     def device_for(self, framework: str) -> str:
         """Where to train: the setting, with `auto` meaning CUDA where there is a device and the installed framework can use it."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlplatform.specs import ModelSpec
+from mlplatform.training import engines
 from mlplatform.training.dataset import Dataset, to_matrix
 from mlplatform.training.trainers.base import Fitted, Floats, Matrix, Resources, Target, Trainer
 
@@ -45,19 +46,21 @@ def fit(spec: ModelSpec, dataset: Dataset, trainer: Trainer, params: Mapping[str
     """Fits on train with early stopping on validate, then on both with the rounds so found: the newest rows are the most
     like the ones to come (on the flights this halved the calibration error). The test part is never seen.
 
-    The same inputs give the same file, byte for byte.
+    The same inputs give the same file, byte for byte, whichever engine runs it. Raises EngineError and TaskLostError of the engine.
     """
     use = resources or Resources()
     metric = default_metric(spec)
     settings: dict[str, Any] = {"seed": spec.seed, "target": target_of(spec), "metric": metric}
     known = dataset.categories()
     train, validate = (to_matrix(dataset.part(part), dataset.numeric, known) for part in ("train", "validate"))
-    stopped = trainer.fit(params, train, validate, resources=within(use, "stopped"), **settings)
-    if stopped.score is None:
-        raise ValueError(f"trainer '{spec.trainer}' gave no score for its validation rows")
     categories = dataset.categories("train", "validate")
     both = to_matrix(dataset.part("train", "validate"), dataset.numeric, categories)
-    fitted = trainer.fit(params, both, None, rounds=stopped.rounds, resources=within(use, "final"), **settings)
+    with engines.caller(use, 2 * both.nbytes) as call:
+        stopped: Fitted = call(trainer.fit, params, train, validate, resources=within(engines.here(use), "stopped"), **settings)
+        if stopped.score is None:
+            raise ValueError(f"trainer '{spec.trainer}' gave no score for its validation rows")
+        final = within(engines.here(use), "final")
+        fitted: Fitted = call(trainer.fit, params, both, None, rounds=stopped.rounds, resources=final, **settings)
     return TrainedModel(fitted, dataset.numeric, categories, stopped.curves, stopped.score)
 
 

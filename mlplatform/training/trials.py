@@ -1,7 +1,7 @@
-"""Running the trials of a study, in this process or several at once in processes of their own.
+"""Running the trials of a study: in this process, several at once in processes of their own, or as tasks of Ray.
 
 Belongs here: the fits of a trial, their reports to the pruner, the processes. Does not belong here: which parameters are tried, and how
-a study is resumed (`tuning`).
+a study is resumed (`tuning`); Ray itself (`on_ray`).
 """
 
 import ctypes
@@ -13,15 +13,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import optuna
 from optuna.trial import Trial, TrialState
 
+from mlplatform.training import engines
 from mlplatform.training.folds import Fold
 from mlplatform.training.trainers.base import Resources, Target, Trainer
+
+if TYPE_CHECKING:
+    from mlplatform.training.on_ray import Tasks
 
 _STEPS_PER_FOLD: Final = 100_000  # more than any trainer's rounds: the steps of two folds never meet
 
@@ -36,6 +40,10 @@ class TrialTask:
     metric: str
     target: Target
     resources: Resources
+
+    @property
+    def nbytes(self) -> int:
+        return sum(fold.train.nbytes + fold.validate.nbytes for fold in self.folds)
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,13 @@ def pruner_of(trainer: Trainer) -> optuna.pruners.BasePruner:
 def runner(study: optuna.Study, storage: str, task: TrialTask, workers: int) -> Iterator[Run]:
     """Runs trials that were asked for together; their outcomes come in the same order once all have ended.
 
-    One worker: in this process. Several: in spawned ones, which end with this one.
+    One worker: in this process. Several: in spawned ones, which end with this one. With the engine Ray: each in a task, which needs the
+    study's storage. Every way gives the same outcomes: a trial's parameters are drawn before, and the pruner knows ended trials only.
     """
+    if task.resources.engine.name == "ray":
+        with engines.tasks(task.resources, workers, task.nbytes) as tasks:
+            yield _OnRay(tasks, storage, study.study_name, replace(task, resources=engines.here(task.resources)))
+        return
     if workers == 1:
         yield lambda trials: [_fit(trial, task) for trial in trials]
         return
@@ -83,6 +96,33 @@ def _together(pool: ProcessPoolExecutor, trials: Sequence[Trial]) -> list[Outcom
         return [Outcome(TrialState.FAIL, error=lost) for _ in trials]
 
 
+class _OnRay:
+    """Ray runs a trial again whose process died: it reports the same rounds once more, which the study has already."""
+
+    def __init__(self, tasks: "Tasks", storage: str, study: str, task: TrialTask) -> None:
+        self._tasks, self._storage, self._study, self._task = tasks, storage, study, task
+        self._shared: Any = None
+
+    def __call__(self, trials: Sequence[Trial]) -> list[Outcome]:
+        if self._shared is None:
+            self._shared = self._tasks.share(self._task)
+        calls = [(self._storage, self._study, self._shared, trial._trial_id) for trial in trials]
+        return [_outcome(result) for result in self._tasks.run(_fit_there, calls)]
+
+
+def _fit_there(storage: str, study: str, task: TrialTask, trial_id: int) -> Outcome:
+    try:
+        return _fit(Trial(_opened(storage, study, task), trial_id), task)
+    except Exception as error:  # noqa: BLE001 - as of a fit: the machine cannot reach the storage, for one
+        return Outcome(TrialState.FAIL, error=error)
+
+
+def _outcome(result: Outcome | engines.TaskLostError) -> Outcome:
+    if isinstance(result, Outcome):
+        return result
+    return Outcome(TrialState.FAIL, error=TrialLostError(f"{result}; run the study again, and it goes on"))
+
+
 class _Process:
     """What a process of the pool was told when it began."""
 
@@ -91,14 +131,18 @@ class _Process:
 
 
 def _begin(storage: str, study: str, task: TrialTask) -> None:
-    from mlplatform.training.tuning import open_storage
-
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no trial outlives its study's process
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     _Process.task = task
-    _Process.study = optuna.load_study(study_name=study, storage=open_storage(storage), pruner=pruner_of(task.trainer))
+    _Process.study = _opened(storage, study, task)
+
+
+def _opened(storage: str, study: str, task: TrialTask) -> optuna.Study:
+    from mlplatform.training.tuning import open_storage
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.load_study(study_name=study, storage=open_storage(storage), pruner=pruner_of(task.trainer))
 
 
 def _fit_here(trial_id: int) -> Outcome:

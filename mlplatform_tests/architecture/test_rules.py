@@ -15,7 +15,20 @@ LINES = 400
 MODULES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 DAGSTER_MAY = ("mlplatform/orchestration/", "mlplatform/definitions.py")
 PICKLES = {"pickle", "cloudpickle", "joblib", "dill", "shelve", "marshal"}
-HEAVY = ("feast", "mlflow", "dagster", "polars", "pandas", "torch", "xgboost", "evidently", "great_expectations", "matplotlib", "optuna")
+HEAVY = (
+    "feast",
+    "mlflow",
+    "dagster",
+    "polars",
+    "pandas",
+    "torch",
+    "xgboost",
+    "evidently",
+    "great_expectations",
+    "matplotlib",
+    "optuna",
+    "ray",
+)
 
 
 def name(path: Path) -> str:

@@ -297,7 +297,7 @@ def fit_resources(clients: Clients, spec: ModelSpec, manifest: TrainingManifest)
     settings = clients.settings
     folder = settings.home.absolute() / "fits" / spec.name / manifest.content_hash[:12]
     device = clients.device_for(trainers.get(spec.trainer).framework)
-    return Resources(device=device, workers=settings.training_workers, folder=folder)
+    return Resources(device=device, workers=settings.training_workers, folder=folder, engine=clients.engine)
 
 
 def service_views(clients: Clients, spec: ModelSpec) -> set[str]:

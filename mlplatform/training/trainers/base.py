@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mlplatform.training.engines import LOCAL, Engine
+
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
@@ -48,12 +50,14 @@ BINARY = Target()
 @dataclass(frozen=True)
 class Resources:
     """What a fit may use. `workers`: processes that share one fit, where the family can; `threads`: of each. `folder`: where
-    a fit may keep what it needs to go on after it was killed; None: it need not be able to."""
+    a fit may keep what it needs to go on after it was killed; None: it need not be able to. `engine`: where it runs; a trainer
+    is called there, and need not know."""
 
     device: str = "cpu"
     threads: int = 2
     workers: int = 1
     folder: Path | None = None
+    engine: Engine = LOCAL
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,10 @@ class Matrix:
     @property
     def rows(self) -> int:
         return int(self.values.shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.values.nbytes + self.label.nbytes)
 
     def take(self, positions: npt.NDArray[np.intp]) -> "Matrix":
         return Matrix(self.values[positions], self.label[positions], self.columns, self.categorical, self.sizes)
