@@ -14,6 +14,7 @@ from mlplatform import cli
 from mlplatform.contracts import (
     CONTRACT_FILE,
     EVALUATION_TAG,
+    GATE_RESULTS_TAG,
     GATES_TAG,
     TRAINED_BY_TAG,
     VERIFIED_TAG,
@@ -45,6 +46,8 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
         made = client.create_run(experiment)
         evaluation = json.dumps({"auc": auc})
         tags = {GATES_TAG: verdict, EVALUATION_TAG: evaluation, TRAINED_BY_TAG: "tom", "contract_digest": "d", "model_sha256": "m"}
+        slices = {"name": "auc_minimum_by_town", "passed": verdict == "passed", "blocking": True, "reason": "auc of town Oslo is 0.5"}
+        tags |= {GATE_RESULTS_TAG: json.dumps([slices])} if number > 1 else {}  # the first was evaluated before results were kept
         tags |= {VERIFIED_TAG: seal("", Identity(MODEL, number, "d", "m"), evaluation)} if verdict == "passed" else {}
         client.create_model_version(MODEL, source=str(home / "mlflow" / "artifacts"), run_id=made.info.run_id, tags=tags)
     return home
@@ -84,7 +87,10 @@ def test_a_model_is_promoted_refused_rolled_back_and_each_is_in_its_history(regi
         (2, ["production"], "passed", {"auc": 0.76}),
         (1, ["previous"], "passed", {"auc": 0.75}),
     ]
-    assert "auc 0.7600" in call("models", MODEL)[1]
+    assert [[g["reason"] for g in v["gate_results"] if not g["passed"]] for v in versions] == [["auc of town Oslo is 0.5"], [], []]
+    shown = call("models", MODEL)[1]
+    assert "auc 0.7600" in shown
+    assert "refused: auc_minimum_by_town" in " ".join(shown.split())
 
     for words in (["models", "nobody"], ["promote", MODEL, "9"]):
         monkeypatch.setattr(sys, "argv", ["mlplatform", *words, *at_home])

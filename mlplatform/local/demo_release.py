@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 # The champion of the story was trained two weeks ago, so that the one that follows has learned more.
 CHAMPION_END = date(2013, 8, 18)
 TRIALS = 2
-TICK = timedelta(hours=1)
-JUDGED_EVERY = timedelta(hours=3)
+TICK = timedelta(hours=2)
+JUDGED_EVERY = timedelta(hours=4)
 # A verdict takes half a day to twelve days of nine hundred questions a day; more than this is a fault.
 PATIENCE = timedelta(days=21)
 _LOADED_WITHIN_S = 60.0

@@ -119,8 +119,8 @@ def gates_of(year: Dataset, challenger: Retrain, champion: Retrain | None) -> Ev
     )
 
 
-def step(year: Dataset, challenger: Retrain, champion: Retrain, entity: Sequence[str]) -> tuple[Month, Floats]:
-    """One month of a walk, and what callers got in it, (rows of the month,)."""
+def step(year: Dataset, challenger: Retrain, champion: Retrain, entity: Sequence[str], canary_anyway: bool = False) -> tuple[Month, Floats]:
+    """One month of a walk, and what callers got in it, (rows of the month,). `canary_anyway`: also where the gates refused it."""
     month = challenger.month
     inside = _days(year, month, after(month))
     rows = year.frame.filter(pl.Series(inside))
@@ -128,13 +128,13 @@ def step(year: Dataset, challenger: Retrain, champion: Retrain, entity: Sequence
     evaluation = gates_of(year, challenger, champion)
     refused = "; ".join(f"{g.name}: {g.reason}" for g in evaluation.gates if g.blocking and not g.passed)
     told = {"challenger": _metrics(rows, ours, challenger.spec), "champion": _metrics(rows, theirs, challenger.spec)}
-    if refused:
+    if refused and not canary_anyway:
         return Month(challenger.name, refused, False, "", None, refused, champion.name, **told), theirs
     found = course(challenger.spec, rows, ours, theirs, begins(month), begins(after(month)), entity)
     days = (found.at - begins(month)).total_seconds() / 86_400
     serves = challenger.name if found.action == "promote" else champion.name
     canary = f"{found.word}: {found.action}"
-    return Month(challenger.name, "passed", True, canary, days, found.reason, serves, **told), found.served
+    return Month(challenger.name, refused or "passed", not refused, canary, days, found.reason, serves, **told), found.served
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,8 @@ class Walk:
 
 
 def walk(year: Dataset, retrains: Sequence[Retrain], no_hold_out: Retrain, entity: Sequence[str]) -> Walk:
-    """Over all months, in order. `no_hold_out`: another fit of one of the months, that stands beside it and never serves."""
+    """Over all months, in order. `no_hold_out`: another fit of one of the months, that stands beside it and never serves;
+    it is tried as a canary whatever the gates say."""
     first = retrains[0]
     champion, months, beside = first, [], None
     got: dict[str, list[Floats]] = {"served": [], "frozen": [], "always the newest": []}
@@ -164,7 +165,7 @@ def walk(year: Dataset, retrains: Sequence[Retrain], no_hold_out: Retrain, entit
         served = challenger.answers[inside]
         if challenger is not first:
             if challenger.month == no_hold_out.month:
-                beside, _ = step(year, no_hold_out, champion, entity)
+                beside, _ = step(year, no_hold_out, champion, entity, canary_anyway=True)
             month, served = step(year, challenger, champion, entity)
             months.append(month)
             champion = challenger if month.serves == challenger.name else champion

@@ -58,7 +58,7 @@ def course(
     by which requests are drawn; `canary` and `champion`: their answers (n,), probabilities.
     """
     policy = spec.canary
-    asked, drawn = rows["event_timestamp"].to_numpy(), _drawn(rows, entity, salt)
+    asked, drawn = rows["event_timestamp"].to_numpy(), draws(rows, entity, salt)
     by_canary = np.zeros(rows.height, dtype=bool)
     frame = rows.select(
         pl.int_range(pl.len()).cast(pl.String).alias("request_id"),
@@ -92,7 +92,7 @@ def course(
     return Course(verdict.word, step.action, now, step.reason, verdict, served, by_canary)
 
 
-def _drawn(rows: pl.DataFrame, entity: Sequence[str], salt: str) -> Floats:
+def draws(rows: pl.DataFrame, entity: Sequence[str], salt: str) -> Floats:
     """A percentage for each row, the same for the same entity."""
     fields = tuple(entity)
     found = {}

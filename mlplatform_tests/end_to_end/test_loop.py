@@ -17,7 +17,8 @@ from redis import Redis
 from mlplatform.catalog.discover import catalogs
 from mlplatform.client import PredictionClient
 from mlplatform.clients.fingerprints import recorded
-from mlplatform.contracts import PRODUCTION, prediction_stream
+from mlplatform.contracts import GATE_RESULTS_TAG, PRODUCTION, prediction_stream
+from mlplatform.evaluation.evaluate import all_gate_names
 from mlplatform.fingerprint import content_hash, fingerprint
 from mlplatform.gate_specs import ChampionGate, Gate
 from mlplatform.local.demo import Demo
@@ -118,6 +119,14 @@ def test_every_request_was_answered_and_every_answer_is_in_the_table(story: Stor
     assert rows.height == tally.answered
     assert rows["prediction"].mean() == pytest.approx(tally.mean_prediction)
     assert rows.select("request_id", "input_index").is_duplicated().sum() == 0
+
+
+def test_every_gate_was_judged_and_its_result_stands_on_the_version(story: Story):
+    version = story.demo.clients.registry.by_alias("flight_disruption", PRODUCTION)
+    results = json.loads(version.tags[GATE_RESULTS_TAG])
+    assert tuple(result["name"] for result in results) == all_gate_names(story.demo.model)
+    assert {result["name"] for result in results if not result["passed"]} == set()
+    assert results[-1]["reason"] == "never measured: nothing served yet"
 
 
 def test_outcomes_became_known_and_are_the_flights_own(story: Story):

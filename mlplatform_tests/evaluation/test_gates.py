@@ -106,3 +106,24 @@ def test_skew_does_not_take_the_seal_of_the_version_that_serves() -> None:
 def test_the_skew_gate_and_a_promotion_refuse_the_same() -> None:
     for summary in (None, skew(0), skew(2), skew(3), skew(0, unresolved=("gone",)), skew(0, compared=0)):
         assert judge_skew(summary, 2, 1).passed == (not skew_reasons(summary))
+
+
+BEYOND = Gate(metric="auc", maximum=0.79, reason="two hours ahead", beyond_doubt=True)
+
+
+def test_a_leak_ceiling_beyond_doubt_lets_chance_pass_and_a_leak_not() -> None:
+    (honest,) = judge((BEYOND,), {"auc": 0.7902, "auc_low": 0.784, "auc_high": 0.796})
+    assert honest.passed
+    assert "between 0.7840 and 0.7960" in honest.reason
+    (leak,) = judge((BEYOND,), {"auc": 0.811, "auc_low": 0.805, "auc_high": 0.817})
+    assert not leak.passed
+    assert "suspected leak: auc 0.8110, between 0.8050 and 0.8170, is above 0.79" in leak.reason
+
+
+def test_a_floor_beyond_doubt_is_held_against_the_other_end_and_needs_an_interval() -> None:
+    floor = Gate(metric="auc", minimum=0.7, reason="worth having", beyond_doubt=True)
+    assert [judge((floor,), {"auc": 0.69, "auc_low": 0.6, "auc_high": high})[0].passed for high in (0.699, 0.7)] == [False, True]
+    for metrics in ({"ece": 0.1}, {"ece": 0.1, "ece_low": float("nan"), "ece_high": 0.2}):
+        (result,) = judge((Gate(metric="ece", maximum=0.9, reason="", beyond_doubt=True),), metrics)
+        assert not result.passed
+        assert "has no interval" in result.reason

@@ -51,7 +51,7 @@ def test_the_question_is_asked_two_hours_before_departure():
 
 def test_the_leak_ceiling_blocks_and_the_splits_are_the_agreed_ones():
     (ceiling,) = [g for g in flight_disruption.gates if g.maximum is not None and g.metric == "auc"]
-    assert (ceiling.maximum, ceiling.blocking) == (0.79, True)
+    assert (ceiling.maximum, ceiling.blocking, ceiling.beyond_doubt) == (0.79, True, True)
     assert (DEMO_SPLIT.validate_start, DEMO_SPLIT.test_start, DEMO_SPLIT.end) == (date(2013, 7, 1), date(2013, 8, 1), date(2013, 9, 1))
     assert (YEAR_SPLIT.validate_start, YEAR_SPLIT.test_start, YEAR_SPLIT.end) == (date(2013, 9, 1), date(2013, 11, 1), date(2014, 1, 1))
     assert flight_disruption in MODELS

@@ -1,5 +1,6 @@
 """Aliases moved by hand, sign-offs, and the guard that looks, on a real MLflow store and a real ledger."""
 
+import json
 import shutil
 from datetime import date, timedelta
 
@@ -11,6 +12,7 @@ from mlplatform.clients.lake import Lake
 from mlplatform.contracts import (
     CANARY,
     EVALUATION_TAG,
+    GATE_RESULTS_TAG,
     GATES_TAG,
     LEDGER_HEAD_TAG,
     PRODUCTION,
@@ -24,7 +26,7 @@ from mlplatform.contracts import (
 from mlplatform.deployment.decide import NothingToRollBackToError
 from mlplatform.deployment.history import latest
 from mlplatform.orchestration import release_state, resources
-from mlplatform.orchestration.assets.evaluation import record
+from mlplatform.orchestration.assets.evaluation import cost_of, record
 from mlplatform.orchestration.automation.approvals import release_judgement
 from mlplatform.orchestration.automation.guard import guard_sensor
 from mlplatform.orchestration.canary_state import finish_canary, set_canary
@@ -209,6 +211,13 @@ def test_a_rollback_to_a_version_that_must_not_answer_any_more_is_refused(client
     assert carried(clients, model)[PRODUCTION] == 2
 
 
+def test_what_a_version_costs_is_measured_on_its_own_file(clients, model, registry, booster):
+    cost = cost_of(clients, registry.version(model, 1), pl.DataFrame({"x": [0.5, -1.0, None]}))
+    assert cost.model_bytes == len(booster)
+    assert cost.cpu_ms > 0
+    assert cost.cpu_ms_100 > 0
+
+
 def test_the_gates_verdict_seals_a_version_or_takes_its_seal_and_both_are_entries(clients, model, registry):
     def judged(passed):
         version = registry.version(model, 2)
@@ -217,6 +226,8 @@ def test_the_gates_verdict_seals_a_version_or_takes_its_seal_and_both_are_entrie
         return release_state.unverified(clients, registry.version(model, 2))
 
     assert judged(True) == ""
+    (told,) = json.loads(registry.version(model, 2).tags[GATE_RESULTS_TAG])
+    assert (told["name"], told["passed"], told["reason"], told["bound"]) == ("auc_minimum", True, "measured", ">= 0.6")
     judged(True)
     assert "did not pass" in judged(False)
     assert [(e.action, e.actor, e.version) for e in clients.ledger.entries(model)] == [("pass", "gates", 2), ("refuse", "gates", 2)]
