@@ -16,6 +16,8 @@ import polars as pl
 import pytest
 from pyarrow.fs import S3FileSystem
 
+from mlplatform.feature_store.tables import pinned
+
 T0 = datetime(2013, 9, 1, tzinfo=UTC)
 WEED = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
 
@@ -104,6 +106,9 @@ def test_history_and_materialization_work_on_s3(
     more = pd.DataFrame({"origin": ["LGA"], "event_timestamp": [T0], "created": [T0], "temp": [4.0], "n": [4.0]})
     repo.store.write_to_offline_store("weather", more)
     asked = pd.DataFrame({"origin": ["JFK", "EWR", "LGA"], "event_timestamp": [T0 + timedelta(hours=h) for h in (46, 47, 1)]})
+    with pinned({"s3://lake/offline/weather/": 0}):  # as it was before the last rows were written
+        before = repo.store.get_historical_features(asked, ["weather:n"]).to_polars()
+    assert before.get_column("n").to_list() == [None, 2.0, None]
     job = repo.store.get_historical_features(asked, ["weather:n"])
     assert job.to_polars().get_column("n").to_list() == [None, 2.0, 4.0]
     job.persist(SavedDatasetFileStorage("s3://lake/saved", DeltaFormat()))
