@@ -29,7 +29,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from mlplatform.contracts import prediction_stream
-from mlplatform.feature_store.pipe import Pipe
+from mlplatform.feature_store.pipe import Pipe, pack_each
 from serving_app.log_entry import LogEntry
 from serving_app.log_frames import Frame
 from serving_app.log_spill import Spill, Taken
@@ -249,10 +249,7 @@ class PredictionLog:
 
     async def _write(self, frames: Sequence[Frame]) -> None:
         # One transaction: a lost connection leaves all of the batch or nothing of it.
-        added: list[tuple[str | bytes, ...]] = []
-        for frame in frames:
-            stream = self._stream(frame.model)
-            added += [("XADD", stream, "*", "record", record) for record in frame.records]
+        added = [command for frame in frames for command in pack_each(("XADD", self._stream(frame.model), "*", "record"), frame.records)]
         *_, ids = await self._redis.execute([("MULTI",), *added, ("EXEC",)])
         for reply in ids:
             if isinstance(reply, Exception):
