@@ -65,12 +65,12 @@ class KeyPlan:
 class Assembled:
     """Features of a batch, float64 of shape (rows, features) in the contract's order, and their honesty.
 
-    `at_us` is the moment of the batch. `ages_s[i]` has each row's age of the plan's view i, None where no value was found.
+    `at_us` is the moment of the batch. `ages_s[i]` has each row's age of the plan's view i, float64 (rows,), NaN where no value was found.
     """
 
     at_us: int
     matrix: Floats
-    ages_s: list[list[float | None]]
+    ages_s: list[Floats]
     # row -> view -> why; only rows and views whose value was not there as it should be
     shortfalls: dict[int, dict[str, Reason]] = field(default_factory=dict)
     # row -> views whose values were replaced by defaults
@@ -317,7 +317,7 @@ def _take_good(out: Assembled, plan: _ViewPlan, places: Positions | None, block:
         return None
     ages_s = (out.at_us - block.event_us) / 1e6
     values = block.values if plan.bare else np.where(np.isnan(block.values), plan.defaults, block.values)
-    out.ages_s.append((ages_s if places is None else ages_s[places]).tolist())
+    out.ages_s.append(ages_s if places is None else ages_s[places])
     return values if places is None else values[places]
 
 
@@ -333,13 +333,13 @@ def _take_view(out: Assembled, plan: _ViewPlan, positions: Positions, found: Fou
     kept = fine | expired if plan.view.on_stale == "serve" else fine
     # One more slot for rows without a key: the last, which -1 finds.
     padded = np.vstack([np.where(kept[:, None], values, plan.defaults), plan.defaults[None, :]])
-    ages: list[float | None] = [age if at else None for age, at in zip((age_us / 1e6).tolist(), usable.tolist(), strict=True)]
+    ages_s = np.append(np.where(usable, age_us / 1e6, np.nan), np.nan)
     why: list[Reason | None] = [
         None if good else _reason(found, held, late, ahead)
         for good, held, late, ahead in zip(fine.tolist(), block.held.tolist(), expired.tolist(), future.tolist(), strict=True)
     ]
     places = positions.tolist()
-    out.ages_s.append([ages[place] if place >= 0 else None for place in places])
+    out.ages_s.append(ages_s[positions])
     untold = np.zeros(len(places), np.bool_) if spared is None else spared
     for row, place in enumerate(places):
         if untold[row]:
