@@ -275,17 +275,20 @@ def _distinct(layout: ViewLayout, keys: list[list[JoinValue | None]], rows: int)
     if not keys:
         return [entity_part(layout.name, ())], np.zeros(rows, dtype=np.intp)
     values: Sequence[Any] = keys[0] if len(keys) == 1 else list(zip(*keys, strict=True))
-    seen = {value: place for place, value in enumerate(dict.fromkeys(values))}
-    positions = None if len(seen) == rows else np.fromiter(map(seen.__getitem__, values), np.intp, rows)
-    absent = ([seen[None]] if None in seen else []) if len(keys) == 1 else [place for value, place in seen.items() if None in value]
-    if absent:
-        places = np.cumsum([place not in absent for place in range(len(seen))]) - 1
+    distinct = list(dict.fromkeys(values))
+    positions = None
+    if len(distinct) < rows:
+        seen = dict(zip(distinct, range(len(distinct)), strict=True))
+        positions = np.fromiter(map(seen.__getitem__, values), np.intp, rows)
+    absent = [None in value for value in distinct] if len(keys) > 1 else [value is None for value in distinct] if None in distinct else []
+    if any(absent):
+        places = np.cumsum(~np.array(absent)) - 1
         places[absent] = -1
         positions = places if positions is None else places[positions]
-        seen = {value: place for value, place in seen.items() if place not in absent}
+        distinct = [value for value, away in zip(distinct, absent, strict=True) if not away]
     if len(keys) == 1:
-        return entity_parts(layout.name, seen), positions
-    return [entity_part(layout.name, value) for value in seen], positions
+        return entity_parts(layout.name, distinct), positions
+    return [entity_part(layout.name, value) for value in distinct], positions
 
 
 def _newest(block: Block) -> int:

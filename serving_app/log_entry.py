@@ -4,7 +4,7 @@ Belongs here: what all rows share and what each has, and the JSON of both. Does 
 the way to the stream (`prediction_log`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +17,12 @@ import orjson
 class LogEntry:
     """One request's records on their way, with the fields of `contracts.PredictionRecord`: those all share, and each row's.
 
-    `rows` what each has, members of a JSON object; `inputs` as received; `features` float64 of shape (rows, features); `given` the names
-    of those that stood in the request, for each row.
+    `common` what all share and `rows` what each has, members of a JSON object; `inputs` as received; `features` float64 of shape (rows,
+    features); `given` the names of those that stood in the request, for each row.
     """
 
     model: str
-    common: dict[str, Any]
+    common: bytes
     rows: Sequence[bytes]
     inputs: Sequence[dict[str, Any]]
     features: npt.NDArray[np.float64]
@@ -38,9 +38,9 @@ class LogEntry:
         first = self.first + start
         return LogEntry(self.model, self.common, self.rows[start:end], self.inputs[start:end], self.features[start:end], given, first)
 
-    def records(self, stamp: Mapping[str, Any]) -> list[bytes]:
-        """Each row's record as JSON, with the fields of `stamp`. orjson writes NaN as null, as PredictionRecord.features wants."""
-        shared = orjson.dumps({**stamp, **self.common})[:-1]
+    def records(self, stamp: bytes) -> list[bytes]:
+        """Each row's record as JSON, with the members in `stamp`. orjson writes NaN as null, as PredictionRecord.features wants."""
+        shared = b"{%b%b" % (stamp, self.common)
         rows: Iterable[bytes] = self.rows
         if self.given is not None:
             rows = (b'%b,"given":%b' % (row, orjson.dumps(given)) for row, given in zip(self.rows, self.given, strict=True))

@@ -33,6 +33,7 @@ from mlplatform.feature_store.pipe import Pipe, pack_each
 from serving_app.log_entry import LogEntry
 from serving_app.log_frames import Frame
 from serving_app.log_spill import Spill, Taken
+from serving_app.row_texts import members
 
 _BATCH = 500
 _LINGER_S = 0.01  # lets single requests share a write; nobody waits for it
@@ -81,7 +82,7 @@ class PredictionLog:
     def __init__(self, redis: Pipe, capacity: int, spill: Spill | None = None, stamp: Mapping[str, Any] = _NOTHING) -> None:
         """`stamp`: fields that stand in every record of this process."""
         self._redis = redis
-        self._stamp = stamp
+        self._stamp = members(stamp) + b"," if stamp else b""
         self._streams: dict[str, str] = {}
         self._capacity = capacity
         self._high_water = capacity // 2

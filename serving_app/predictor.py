@@ -200,8 +200,7 @@ def answer_body(answer: Answer, request_id: str, more: Sequence[Mapping[str, Any
     """The answer in our own protocol; `more` holds members to add to each input's part of it."""
     handle = answer.choice.handle
     before = b'{"request_id":"%b","input_index":' % request_id.encode()
-    after = b',"model_version":%d,"variant":%b' % (handle.version, orjson.dumps(answer.choice.variant))
-    rows = [b"%b%d,%b%b" % (before, index, text, after) for index, text in enumerate(answer.scored.texts.answered)]
+    rows = [b"%b%d,%b,%b" % (before, index, text, answer.choice.answered) for index, text in enumerate(answer.scored.texts.answered)]
     if more is not None:
         rows = [b"%b,%b" % (row, orjson.dumps(added)[1:-1]) if added else row for row, added in zip(rows, more, strict=True)]
     told = orjson.dumps({"model": handle.name, "version": handle.version, "threshold": handle.contract.threshold})

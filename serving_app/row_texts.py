@@ -56,6 +56,11 @@ class RowWriter:
         return RowTexts(logged, list(map(bytes.__add__, answered, decisions)))
 
 
+def members(told: Mapping[str, Any]) -> bytes:
+    """An object's members without its braces, to stand among others."""
+    return orjson.dumps(told)[1:-1]
+
+
 def _name(name: str) -> bytes:
     """A member's name in a template."""
     return orjson.dumps(name).replace(b"%", b"%%") + b":"

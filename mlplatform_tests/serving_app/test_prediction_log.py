@@ -20,7 +20,7 @@ from serving_app.prediction_log import PredictionLog
 
 
 def entries(count: int, request_id: str = "r") -> LogEntry:
-    return LogEntry("m", {"request_id": request_id}, [b'"imputed":[]'] * count, [{}] * count, np.full((count, 1), np.nan))
+    return LogEntry("m", b'"request_id":"%b"' % request_id.encode(), [b'"imputed":[]'] * count, [{}] * count, np.full((count, 1), np.nan))
 
 
 def balanced(log: PredictionLog) -> bool:
