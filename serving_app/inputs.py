@@ -179,7 +179,7 @@ class InputParser:
             raise invalid_input([FieldError("'inputs' must be a non-empty list of objects", field="inputs")])
         if len(inputs) > rows_limit:
             raise invalid_input([FieldError(f"at most {rows_limit} inputs are taken in one request, got {len(inputs)}", field="inputs")])
-        values = self._parse_columns(inputs) if len(inputs) >= _MANY else self._parse_few(inputs)
+        values = self._parse_columns(inputs) if len(inputs) >= _MANY else None
         given = None
         if values is None:
             values, given = self._parse_rows(inputs)
@@ -209,22 +209,6 @@ class InputParser:
                 except FieldFaultError:
                     return None
             values[name] = column
-        return values
-
-    def _parse_few(self, inputs: list[Any]) -> dict[str, list[Any]] | None:
-        """The same, value by value."""
-        for row in inputs:
-            if type(row) is not dict or len(row) != len(self._plan):
-                return None
-        values: dict[str, list[Any]] = {}
-        try:
-            for name, field, parse, low, high in self._plan:
-                column = values[name] = [row.get(name) for row in inputs]
-                for place, value in enumerate(column):
-                    if type(value) is not int or parse is not _int or not low <= value <= high:
-                        column[place] = parse(value, field)
-        except FieldFaultError:
-            return None
         return values
 
     def _parse_rows(self, inputs: list[Any]) -> tuple[dict[str, list[Any]], Given | None]:
@@ -276,8 +260,12 @@ class InputParser:
             errors.append(FieldError("must be an object with the model's fields", input=index))
             return
         known = 0
-        for name, field, parse, *_ in self._plan:
+        for name, field, parse, low, high in self._plan:
             value = row.get(name)
+            if type(value) is int and parse is _int and low <= value <= high:  # most numbers; the rest is looked at closely
+                known += 1
+                values[name].append(value)
+                continue
             known += name in row
             if value is None:
                 if name in spared:
