@@ -174,14 +174,18 @@ class _Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
+        following = self._reader.gets
         try:
-            while (reply := self._reader.gets()) is not False:
+            while (reply := following()) is not False:
                 answer, wanted, got = self._waiting[0]
                 got.append(reply)
-                if len(got) == wanted:
-                    self._waiting.popleft()
-                    if not answer.done():
-                        answer.set_result(got)
+                while len(got) < wanted:
+                    if (reply := following()) is False:
+                        return
+                    got.append(reply)
+                self._waiting.popleft()
+                if not answer.done():
+                    answer.set_result(got)
         except (RedisConnectionError, IndexError):  # not RESP, or a reply nobody asked for
             self.drop()
 
