@@ -35,7 +35,8 @@ from serving_app.log_frames import Frame
 from serving_app.log_spill import Spill, Taken
 from serving_app.row_texts import members
 
-_BATCH = 500
+_BATCH = 2_000  # a full batch of requests brings a thousand records at once, and the next write comes after the next one
+_REPLAYED = 500
 _LINGER_S = 0.01  # lets single requests share a write; nobody waits for it
 _LONGEST_PAUSE_S = 5.0
 _MOMENT_S = 1.0  # a stream that fails for longer is away
@@ -289,7 +290,7 @@ class PredictionLog:
                 await self._adopt(spill)
                 look_at = time.monotonic() + _LOOK_S
             self._spilt.clear()
-            taken = await self._on_disk(spill.take, _BATCH)
+            taken = await self._on_disk(spill.take, _REPLAYED)
             self._count_lost(spill)
             if taken:
                 await self._replay(taken)
