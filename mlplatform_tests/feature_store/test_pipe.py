@@ -45,7 +45,7 @@ def test_commands_of_many_words_and_such_that_are_packed_already_say_the_same(se
 
     async def run() -> None:
         async with aclosing(Pipe(url_of(server), 5.0)) as pipe:
-            assert await pipe.execute([("RPUSH", "many", *words)]) == [len(words)]
+            assert await pipe.execute([("RPUSH", b"many", *words)]) == [len(words)]
             assert await pipe.execute([("RPUSH", "mixed", *words, "text", 7)]) == [len(words) + 2]
             assert await pipe.execute([("MULTI",), *pack_each(("RPUSH", "one", b"z"), words), ("EXEC",)]) == [
                 b"OK",
