@@ -17,8 +17,9 @@ _RATE = 500  # samples a second
 _OURS = ("serving_app/", "mlplatform/", "feature_definitions/")
 
 
-# Threads of a pool that wait for work: the sampler takes them for busy where it may not ask the system.
-_IDLE = ("_worker (concurrent/futures/thread.py", "wait (threading.py")
+# Threads of a pool that wait for work, and the shadow's event loop: the sampler takes them for busy where it may not ask the system. The
+# application's own loop is uvloop's, which selects elsewhere.
+_IDLE = ("_worker (concurrent/futures/thread.py", "wait (threading.py", "select (selectors.py")
 
 
 @dataclass(frozen=True)
