@@ -91,7 +91,9 @@ def bench_rollback(
 
 @bench.command("serving")
 def bench_serving(
-    model: Annotated[str, typer.Option(help="A model of the platform under --home; empty: a made-up one, 30 features in 3 views.")] = "",
+    model: Annotated[
+        str, typer.Option(help="Models of the platform under --home, comma-separated; empty: a made-up one, 30 features in 3 views.")
+    ] = "",
     peers: Annotated[
         str, typer.Option(help="Comma-separated: mlserver, tutorial, fastapi-hello, uvicorn-hello, mlflow-serve; or 'none'.")
     ] = "",
@@ -120,8 +122,11 @@ def bench_serving(
 
     chosen = None if not peers else () if peers == "none" else _names(peers)
     served = home if model else None
+    first, *more = _names(model) or (MODEL,)
     loads, length = (dead.LOADS, dead.SECONDS) if sink_dead else (tuple(CASES), 3.0)
-    options = run.Options(home / "bench", model or MODEL, served, chosen, _names(cases) or loads, seconds or length, rounds, scale)
+    options = run.Options(home / "bench", first, served, chosen, _names(cases) or loads, seconds or length, rounds, scale, more)
+    if more and (check or profile or sink_dead or overload):
+        raise typer.BadParameter("one model at a time, but for the table itself", param_hint="--model")
     asked = ((check, run.run_check), (profile, run.run_profile), (sink_dead, dead.run_sink_dead), (overload, over.run_overload))
     command = next((command for wanted, command in asked if wanted), run.run_bench_serving)
     raise typer.Exit(command(options, as_json))

@@ -21,54 +21,45 @@ from serving_app.metrics import Metrics
 from serving_app.model_handle import ModelHandle
 from serving_app.online_features import OnlineFeatures
 from serving_app.problems import FieldError, ProblemError, invalid_input, unavailable
+from serving_app.row_texts import RowTexts
 
 _NONE: tuple[str, ...] = ()
-_NO_SHORTFALLS: dict[str, Reason] = {}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-# More rows than this are predicted beside the event loop, so that one large request does not hold up small ones.
-_INLINE_ROWS = 256
-# Requests are put together up to this many rows: more saves nothing, and each waits for all of its batch.
-_BATCH_ROWS = 256
+# A request of more rows than this is predicted beside the event loop, so that it does not hold up small ones.
+_LARGE_ROWS = 256
+# Requests are put together up to this many rows. A row costs half of what it costs at 256, and a full batch some ten milliseconds, for
+# which requests wait that come meanwhile; only where so many wait already is there one.
+_BATCH_ROWS = 1024
 
 
 @dataclass(slots=True)  # not frozen: there is one for each request, and it would cost three times as much
 class Scored:
-    """A batch as one request sees it: its own rows are `start` to `end` of everything else.
+    """A request's part of a batch: its rows are `start` to `end` of `assembled`.
 
-    `matrix` float64 (rows, features), `predictions` (rows,), `ages_s` a column for each view of the plan. `moments`: of the batch's begin
-    and of the end of reading, assembling and predicting, by `time.perf_counter`.
+    `predictions` (rows,), `texts` what answer and log say of each row, `quantiles` (rows, levels) where the model answers them (the
+    prediction is their median). `moments`: of the batch's begin and of the end of reading, assembling and predicting, by
+    `time.perf_counter`.
     """
 
     requested_at: str  # ISO 8601 UTC, microseconds
     assembled: Assembled
-    predictions: Sequence[float]
     start: int
     end: int
+    predictions: Sequence[float]
+    texts: RowTexts
+    quantiles: Sequence[Sequence[float]] | None = None
     moments: tuple[float, ...] = ()
-    quantiles: Sequence[Sequence[float]] | None = None  # of each row, where the model answers them; the prediction is their median
 
     @property
     def matrix(self) -> npt.NDArray[np.float64]:
+        """float64 (rows, features)."""
         return self.assembled.matrix[self.start : self.end]
 
-    def rows(self, views: Sequence[str]) -> list[dict[str, Any]]:
-        """Each input's part of the answer and of the log record; `views` names the columns of `ages_s`."""
-        whole, start = self.assembled, self.start
-        rows: list[dict[str, Any]] = [
-            {
-                "input_index": row - start,
-                "prediction": self.predictions[row],
-                "feature_ages_s": {view: ages[row] for view, ages in zip(views, whole.ages_s, strict=True)},
-                "imputed": whole.imputed.get(row, _NONE),
-                "shortfalls": whole.shortfalls.get(row, _NO_SHORTFALLS),
-            }
-            for row in range(start, self.end)
-        ]
-        if self.quantiles is not None:
-            for told, quantiles in zip(rows, self.quantiles[start : self.end], strict=True):
-                told["quantiles"] = quantiles
-        return rows
+    @property
+    def imputed(self) -> list[Sequence[str]]:
+        """Of each row the views whose values were replaced by defaults."""
+        return [self.assembled.imputed.get(row, _NONE) for row in range(self.start, self.end)]
 
     def refused(self) -> list[tuple[int, str, Reason]]:
         """(row, view, why) where the contract says to refuse a view's missing or old value: then there is no prediction to give."""
@@ -118,7 +109,7 @@ class Batcher:
 
     def enqueue(self, handle: ModelHandle, parsed: ParsedInputs, answer: Waiting) -> None:
         """The same, told to whoever waits for it."""
-        if parsed.rows > _INLINE_ROWS:  # large alone: it neither waits for the small ones nor they for it
+        if parsed.rows > _LARGE_ROWS:  # large alone: it neither waits for the small ones nor they for it
             self._start(self._run(handle, [_Job(parsed, answer)]))
             return
         if not self._due:
@@ -171,11 +162,13 @@ class Batcher:
         told = at.isoformat(timespec="microseconds")
         moments = started, read, *spent
         points, quantiles = (predictions, None) if handle.median is None else ([row[handle.median] for row in predictions], predictions)
+        texts = handle.writer.write(assembled, points, quantiles)
         start = 0
         for job in jobs:
             end = start + job.parsed.rows
             if not job.answer.done():  # the caller may have been cancelled
-                job.answer.set_result(Scored(told, assembled, points, start, end, moments, quantiles))
+                own = None if quantiles is None else quantiles[start:end]
+                job.answer.set_result(Scored(told, assembled, start, end, points[start:end], texts.part(start, end), own, moments))
             start = end
 
     async def _compute(
@@ -190,7 +183,8 @@ class Batcher:
         if infinite.any():
             raise _not_finite(handle, *(int(i[0]) for i in np.nonzero(infinite)))
         ready = time.perf_counter()
-        predictions = handle.predict(rows) if len(rows) <= _INLINE_ROWS else await asyncio.to_thread(handle.predict, rows)
+        beside = len(jobs) == 1 and len(rows) > _LARGE_ROWS
+        predictions = await asyncio.to_thread(handle.predict, rows) if beside else handle.predict(rows)
         done = time.perf_counter()
         self._metrics.stages.observe(handle.stages["assemble"], ready - started)
         self._metrics.stages.observe(handle.stages["predict"], done - ready)
@@ -201,8 +195,7 @@ class Batcher:
         metrics = self._metrics
         metrics.batch_rows.observe((handle.name,), rows)
         for view, ages in zip(handle.plan.views, whole.ages_s, strict=True):
-            # Where nothing falls short and nothing was given, every age is known.
-            metrics.feature_age.observe_all((handle.name, view.name), [age for age in ages if age is not None])
+            metrics.feature_age.observe_all((handle.name, view.name), ages)
         for views in whole.shortfalls.values():
             for view_name, why in views.items():
                 metrics.shortfalls.add((handle.name, view_name, why))

@@ -17,6 +17,7 @@ from serving_app.metrics import Metrics
 from serving_app.model_watcher import ModelWatcher
 from serving_app.prediction_log import PredictionLog
 from serving_app.predictor import Predictor
+from serving_app.problems import ProblemError, bad_request, no_parameters
 from serving_app.router import ModelRouter
 from serving_app.settings import ServingSettings
 from serving_app.shadow import Shadow
@@ -48,3 +49,18 @@ async def get_serving(request: Request) -> Serving:
 
 
 ServingDep = Annotated[Serving, Depends(get_serving)]
+
+
+async def _no_parameters(request: Request) -> None:
+    no_parameters(request)
+
+
+async def _no_parameters_in_v2(request: Request) -> None:
+    try:
+        no_parameters(request)
+    except ProblemError as problem:
+        raise bad_request(problem) from problem
+
+
+# Of addresses that tell about models. Those of health, metrics and pages take any: a probe must not fail for a word too many.
+NO_PARAMETERS, NO_PARAMETERS_IN_V2 = Depends(_no_parameters), Depends(_no_parameters_in_v2)

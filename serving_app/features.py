@@ -65,12 +65,12 @@ class KeyPlan:
 class Assembled:
     """Features of a batch, float64 of shape (rows, features) in the contract's order, and their honesty.
 
-    `at_us` is the moment of the batch. `ages_s[i]` has each row's age of the plan's view i, None where no value was found.
+    `at_us` is the moment of the batch. `ages_s[i]` has each row's age of the plan's view i, float64 (rows,), NaN where no value was found.
     """
 
     at_us: int
     matrix: Floats
-    ages_s: list[list[float | None]]
+    ages_s: list[Floats]
     # row -> view -> why; only rows and views whose value was not there as it should be
     shortfalls: dict[int, dict[str, Reason]] = field(default_factory=dict)
     # row -> views whose values were replaced by defaults
@@ -275,17 +275,20 @@ def _distinct(layout: ViewLayout, keys: list[list[JoinValue | None]], rows: int)
     if not keys:
         return [entity_part(layout.name, ())], np.zeros(rows, dtype=np.intp)
     values: Sequence[Any] = keys[0] if len(keys) == 1 else list(zip(*keys, strict=True))
-    seen = {value: place for place, value in enumerate(dict.fromkeys(values))}
-    positions = None if len(seen) == rows else np.fromiter(map(seen.__getitem__, values), np.intp, rows)
-    absent = ([seen[None]] if None in seen else []) if len(keys) == 1 else [place for value, place in seen.items() if None in value]
-    if absent:
-        places = np.cumsum([place not in absent for place in range(len(seen))]) - 1
+    distinct = list(dict.fromkeys(values))
+    positions = None
+    if len(distinct) < rows:
+        seen = dict(zip(distinct, range(len(distinct)), strict=True))
+        positions = np.fromiter(map(seen.__getitem__, values), np.intp, rows)
+    absent = [None in value for value in distinct] if len(keys) > 1 else [value is None for value in distinct] if None in distinct else []
+    if any(absent):
+        places = np.cumsum(~np.array(absent)) - 1
         places[absent] = -1
         positions = places if positions is None else places[positions]
-        seen = {value: place for value, place in seen.items() if place not in absent}
+        distinct = [value for value, away in zip(distinct, absent, strict=True) if not away]
     if len(keys) == 1:
-        return entity_parts(layout.name, seen), positions
-    return [entity_part(layout.name, value) for value in seen], positions
+        return entity_parts(layout.name, distinct), positions
+    return [entity_part(layout.name, value) for value in distinct], positions
 
 
 def _newest(block: Block) -> int:
@@ -317,7 +320,7 @@ def _take_good(out: Assembled, plan: _ViewPlan, places: Positions | None, block:
         return None
     ages_s = (out.at_us - block.event_us) / 1e6
     values = block.values if plan.bare else np.where(np.isnan(block.values), plan.defaults, block.values)
-    out.ages_s.append((ages_s if places is None else ages_s[places]).tolist())
+    out.ages_s.append(ages_s if places is None else ages_s[places])
     return values if places is None else values[places]
 
 
@@ -333,13 +336,13 @@ def _take_view(out: Assembled, plan: _ViewPlan, positions: Positions, found: Fou
     kept = fine | expired if plan.view.on_stale == "serve" else fine
     # One more slot for rows without a key: the last, which -1 finds.
     padded = np.vstack([np.where(kept[:, None], values, plan.defaults), plan.defaults[None, :]])
-    ages: list[float | None] = [age if at else None for age, at in zip((age_us / 1e6).tolist(), usable.tolist(), strict=True)]
+    ages_s = np.append(np.where(usable, age_us / 1e6, np.nan), np.nan)
     why: list[Reason | None] = [
         None if good else _reason(found, held, late, ahead)
         for good, held, late, ahead in zip(fine.tolist(), block.held.tolist(), expired.tolist(), future.tolist(), strict=True)
     ]
     places = positions.tolist()
-    out.ages_s.append([ages[place] if place >= 0 else None for place in places])
+    out.ages_s.append(ages_s[positions])
     untold = np.zeros(len(places), np.bool_) if spared is None else spared
     for row, place in enumerate(places):
         if untold[row]:

@@ -14,19 +14,12 @@ from serving_app.model_handle import ModelHandle
 from serving_app.router import Choice
 
 
-def log_entry(choice: Choice, request_id: str, parsed: ParsedInputs, scored: Scored, rows: list[bytes], latency_ms: float) -> LogEntry:
-    """The records of one request; `rows` as `Scored.rows` gives them, as JSON."""
+def log_entry(choice: Choice, request_id: str, parsed: ParsedInputs, scored: Scored, latency_ms: float) -> LogEntry:
+    """The records of one request."""
     handle = choice.handle
-    common = {
-        "request_id": request_id,
-        "requested_at": scored.requested_at,
-        "model": handle.name,
-        "version": handle.version,
-        "variant": choice.variant,
-        "contract_digest": handle.digest,
-        "latency_ms": round(latency_ms, 3),
-    }
-    return LogEntry(handle.name, common, rows, parsed.received, scored.matrix, given_features(handle, parsed.given))
+    told = request_id.encode(), scored.requested_at.encode(), choice.logged, latency_ms
+    common = b'"request_id":"%b","requested_at":"%b",%b,"latency_ms":%.3f' % told
+    return LogEntry(handle.name, common, scored.texts.logged, parsed.received, scored.matrix, given_features(handle, parsed.given))
 
 
 def given_features(handle: ModelHandle, given: Given | None) -> Sequence[tuple[str, ...]] | None:

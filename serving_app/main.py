@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI
 from prometheus_client import ProcessCollector
+from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -42,10 +43,11 @@ from serving_app.openapi import build_openapi
 from serving_app.prediction_log import PredictionLog
 from serving_app.predictor import Predictor
 from serving_app.problems import install
+from serving_app.protection.service import CredentialsError, check_credentials
 from serving_app.registry import MlflowRegistry
 from serving_app.router import ModelRouter
 from serving_app.routes import docs, health, hooks, models, open_inference, predict, scoring
-from serving_app.settings import ServingSettings
+from serving_app.settings import ServingSettings, what_is_wrong
 from serving_app.shadow import Shadow, ShadowBudget, Submit
 from serving_app.state_metrics import PartsCollector
 
@@ -61,6 +63,7 @@ class PredictionService(FastAPI):
     """FastAPI behind what every request gets and has to pass. `hot` is the way past both, for a server that offers it (`server`)."""
 
     def __init__(self, settings: ServingSettings | None) -> None:
+        self._from_environment = settings is None
         around = self._around = Around.make()
         self.hot = HotRoute(around)
         lifespan = _lifespan(settings, around, self.hot)
@@ -80,6 +83,11 @@ class PredictionService(FastAPI):
         self._front = RequestContext(super().__call__, around)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" and self._from_environment and (fault := _start_fault()):
+            # In its own words: of an exception the server would print the trace.
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": fault})
+            return
         await self._front(scope, receive, send)
 
     def drain(self) -> None:
@@ -101,6 +109,17 @@ class PredictionService(FastAPI):
 def create_app(settings: ServingSettings | None = None) -> PredictionService:
     """The application; without `settings` they come from the environment when it starts."""
     return PredictionService(settings)
+
+
+def _start_fault() -> str:
+    """What the environment says that no service starts with; '' where there is nothing."""
+    try:
+        check_credentials(ServingSettings())
+    except ValidationError as fault:
+        return "; ".join(what_is_wrong(fault))
+    except CredentialsError as fault:
+        return str(fault)
+    return ""
 
 
 def _lifespan(given: ServingSettings | None, around: Around, hot: HotRoute) -> Any:

@@ -29,12 +29,14 @@ import structlog
 from redis.exceptions import RedisError
 
 from mlplatform.contracts import prediction_stream
-from mlplatform.feature_store.pipe import Pipe
+from mlplatform.feature_store.pipe import Pipe, pack_each
 from serving_app.log_entry import LogEntry
 from serving_app.log_frames import Frame
 from serving_app.log_spill import Spill, Taken
+from serving_app.row_texts import members
 
-_BATCH = 500
+_BATCH = 2_000  # a full batch of requests brings a thousand records at once, and the next write comes after the next one
+_FRAME = 500  # on disk, where a damaged frame is lost as a whole; and back from there
 _LINGER_S = 0.01  # lets single requests share a write; nobody waits for it
 _LONGEST_PAUSE_S = 5.0
 _MOMENT_S = 1.0  # a stream that fails for longer is away
@@ -81,7 +83,7 @@ class PredictionLog:
     def __init__(self, redis: Pipe, capacity: int, spill: Spill | None = None, stamp: Mapping[str, Any] = _NOTHING) -> None:
         """`stamp`: fields that stand in every record of this process."""
         self._redis = redis
-        self._stamp = stamp
+        self._stamp = members(stamp) + b"," if stamp else b""
         self._streams: dict[str, str] = {}
         self._capacity = capacity
         self._high_water = capacity // 2
@@ -173,8 +175,9 @@ class PredictionLog:
                 if not self._closing:
                     await asyncio.sleep(_LINGER_S)
                 continue
-            batch = self._take()
-            if self._to_disk() and await self._spill_batch(batch):
+            to_disk = self._to_disk()
+            batch = self._take(_FRAME if to_disk else _BATCH)
+            if to_disk and await self._spill_batch(batch):
                 continue
             if self._late:
                 self._queue.extendleft(reversed(batch))
@@ -196,11 +199,11 @@ class PredictionLog:
     def _disk_refuses(self) -> bool:
         return self._spill is None or time.monotonic() < self._disk_refuses_until
 
-    def _take(self) -> list[LogEntry]:
-        """The oldest entries, some hundred records of them; they stay counted as queued until they are somewhere else."""
+    def _take(self, most: int) -> list[LogEntry]:
+        """The oldest entries, some hundred records and no more than `most`; they stay counted as queued until they are elsewhere."""
         batch = [self._queue.popleft()]
         records = batch[0].count
-        while self._queue and records + self._queue[0].count <= _BATCH:
+        while self._queue and records + self._queue[0].count <= most:
             batch.append(self._queue.popleft())
             records += batch[-1].count
         return batch
@@ -214,7 +217,7 @@ class PredictionLog:
             while not writing.done():
                 await asyncio.wait({writing}, timeout=_STEP_S)
                 while not writing.done() and self._queue and self.queued > self._high_water:
-                    waiting = self._take()
+                    waiting = self._take(_FRAME)
                     if not await self._spill_batch(waiting):
                         self._queue.extendleft(reversed(waiting))
                         break
@@ -249,10 +252,7 @@ class PredictionLog:
 
     async def _write(self, frames: Sequence[Frame]) -> None:
         # One transaction: a lost connection leaves all of the batch or nothing of it.
-        added: list[tuple[str | bytes, ...]] = []
-        for frame in frames:
-            stream = self._stream(frame.model)
-            added += [("XADD", stream, "*", "record", record) for record in frame.records]
+        added = [command for frame in frames for command in pack_each(("XADD", self._stream(frame.model), "*", "record"), frame.records)]
         *_, ids = await self._redis.execute([("MULTI",), *added, ("EXEC",)])
         for reply in ids:
             if isinstance(reply, Exception):
@@ -291,7 +291,7 @@ class PredictionLog:
                 await self._adopt(spill)
                 look_at = time.monotonic() + _LOOK_S
             self._spilt.clear()
-            taken = await self._on_disk(spill.take, _BATCH)
+            taken = await self._on_disk(spill.take, _FRAME)
             self._count_lost(spill)
             if taken:
                 await self._replay(taken)

@@ -73,12 +73,10 @@ class Exchange:
 
 
 class Answer(NamedTuple):
-    """A scored request: `rows` as `Scored.rows` gives them, `texts` the same as JSON, which answer and log record share."""
+    """A scored request, and by which version."""
 
     choice: Choice
     scored: Scored
-    rows: list[dict[str, Any]]
-    texts: list[bytes]
 
 
 class Question(NamedTuple):
@@ -179,13 +177,11 @@ class Predictor:
             exchange.trace.note(choice, scored)
         if scored.assembled.refused and (refused := scored.refused()):
             raise _refusal(refused)
-        rows = scored.rows(choice.handle.view_names)
-        texts = [orjson.dumps(row) for row in rows]
-        self._metrics.predictions.add(choice.labels, len(rows))
-        self._log.offer(log_entry(choice, exchange.request_id, parsed, scored, texts, exchange.ms()))
+        self._metrics.predictions.add(choice.labels, parsed.rows)
+        self._log.offer(log_entry(choice, exchange.request_id, parsed, scored, exchange.ms()))
         if not exchange.pinned:  # a shadow is compared with what the rules chose
             self._shadow.offer(exchange.model, parsed, exchange.request_id)
-        return Answer(choice, scored, rows, texts)
+        return Answer(choice, scored)
 
     def fault(self, question: Question, error: Exception) -> Exception:
         """What a caller is told of an error in scoring: a problem that names the function, where it is one's; else the error itself.
@@ -203,18 +199,11 @@ class Predictor:
 def answer_body(answer: Answer, request_id: str, more: Sequence[Mapping[str, Any]] | None = None) -> bytes:
     """The answer in our own protocol; `more` holds members to add to each input's part of it."""
     handle = answer.choice.handle
-    threshold = handle.contract.threshold
-    before = b'{"request_id":"%b",' % request_id.encode()
-    after = b',"model_version":%d,"variant":%b' % (handle.version, orjson.dumps(answer.choice.variant))
-    texts, rows = answer.texts, list[bytes]()
-    if names := handle.contract.quantile_names:  # by name here, by place in the log
-        texts = [orjson.dumps({**row, "quantiles": dict(zip(names, row["quantiles"], strict=True))}) for row in answer.rows]
-    for row, text in zip(answer.rows, texts, strict=True):
-        decision = b"null" if threshold is None else b"true" if row["prediction"] >= threshold else b"false"
-        rows.append(b'%b%b,"decision":%b%b' % (before, text[1:-1], decision, after))
+    before = b'{"request_id":"%b","input_index":' % request_id.encode()
+    rows = [b"%b%d,%b,%b" % (before, index, text, answer.choice.answered) for index, text in enumerate(answer.scored.texts.answered)]
     if more is not None:
         rows = [b"%b,%b" % (row, orjson.dumps(added)[1:-1]) if added else row for row, added in zip(rows, more, strict=True)]
-    told = orjson.dumps({"model": handle.name, "version": handle.version, "threshold": threshold})
+    told = orjson.dumps({"model": handle.name, "version": handle.version, "threshold": handle.contract.threshold})
     return b'%b,"predictions":[%b}]}' % (told[:-1], b"},".join(rows))
 
 

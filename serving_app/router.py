@@ -12,6 +12,7 @@ from itertools import accumulate
 from mlplatform.contracts import CANARY_VARIANT, CHAMPION_VARIANT, NO_RULES, SHADOW_VARIANT, TrafficRules
 from mlplatform.sticky import entity_fields, key_of
 from serving_app.model_handle import ModelHandle, VersionRef
+from serving_app.row_texts import members
 from serving_app.traffic import Draw
 
 
@@ -43,14 +44,22 @@ class Slot:
 
 @dataclass(frozen=True)
 class Choice:
-    """The version for one request, and under which variant it answers. `labels`: model, version and variant, as the metrics name them."""
+    """The version for one request, and under which variant it answers. `labels`: model, version and variant, as the metrics name them;
+    `answered`, `logged`: what every answer and every log record of it says, members of a JSON object."""
 
     handle: ModelHandle
     variant: str
     labels: tuple[str, str, str] = field(init=False)
+    answered: bytes = field(init=False)
+    logged: bytes = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "labels", (self.handle.name, str(self.handle.version), self.variant))
+        name, version, variant = self.handle.name, self.handle.version, self.variant
+        answered = {"model_version": version, "variant": variant}
+        logged = {"model": name, "version": version, "variant": variant, "contract_digest": self.handle.digest}
+        object.__setattr__(self, "labels", (name, str(version), variant))
+        object.__setattr__(self, "answered", members(answered))
+        object.__setattr__(self, "logged", members(logged))
 
 
 @dataclass(frozen=True)

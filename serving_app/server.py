@@ -24,7 +24,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from serving_app.logs import configure_logs
-from serving_app.settings import ServingSettings, unknown_settings
+from serving_app.settings import ServingSettings, unknown_settings, what_is_wrong
 from serving_app.transport import HeadLimits, bounded, close_late
 
 if TYPE_CHECKING:
@@ -122,9 +122,8 @@ def run() -> int:
     try:
         settings = ServingSettings()
     except ValidationError as fault:
-        for each in fault.errors(include_input=False, include_url=False, include_context=False):
-            name = f"MLPLATFORM_{str(each['loc'][0]).upper()}: " if each["loc"] else ""
-            _complain(f"{name}{each['msg'].removeprefix('Value error, ')}")
+        for each in what_is_wrong(fault):
+            _complain(each)
         return 2
     # Here and not above: the settings are refused before anything heavy is imported.
     from serving_app.protection.service import CredentialsError, check_credentials

@@ -10,7 +10,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mlplatform.access_keys import KEYS_FILE
@@ -263,6 +263,15 @@ class ServingSettings(BaseSettings):
         if problems:
             raise ValueError("unsafe settings for the production profile: " + "; ".join(problems))
         return self
+
+
+def what_is_wrong(fault: ValidationError) -> list[str]:
+    """A line for each refused setting, without what was given: it may be a password."""
+    lines: list[str] = []
+    for each in fault.errors(include_input=False, include_url=False, include_context=False):
+        name = f"MLPLATFORM_{str(each['loc'][0]).upper()}: " if each["loc"] else ""
+        lines.append(f"{name}{each['msg'].removeprefix('Value error, ')}")
+    return lines
 
 
 def unknown_settings(environment: Mapping[str, str]) -> dict[str, str]:

@@ -17,7 +17,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 
-import orjson
 import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -176,8 +175,7 @@ class Shadow(Collector):
                 scored = await submit(handle, parsed)
             if refused := scored.refused():
                 raise RuntimeError(f"the view '{refused[0][1]}' has no usable value ({refused[0][2]})")
-            told = [orjson.dumps(row) for row in scored.rows(handle.view_names)]
-            entry = log_entry(copy.choice, copy.request_id, parsed, scored, told, (time.perf_counter() - started) * 1000)
+            entry = log_entry(copy.choice, copy.request_id, parsed, scored, (time.perf_counter() - started) * 1000)
         except Exception as error:  # noqa: BLE001 - any error of a shadow version is a count and a line, and ends here
             self.failed += rows
             if handle.ref not in self._failing:

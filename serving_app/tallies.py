@@ -8,13 +8,14 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 Labels = tuple[str, ...]
-_MANY = 64  # from so many values on NumPy counts them faster
+_TOGETHER = 64  # batches whose values are counted in one go
 
 
 class TallyCounter(Collector):
@@ -36,7 +37,7 @@ class TallyCounter(Collector):
 
 
 class TallyHistogram(Collector):
-    """A histogram with labels; `bounds` are the buckets' upper limits, ascending. `observe` is called from the event loop only."""
+    """A histogram with labels; `bounds` are the buckets' upper limits, ascending. Used from the event loop only."""
 
     def __init__(self, name: str, text: str, labels: Labels, bounds: Sequence[float], registry: CollectorRegistry) -> None:
         self._name, self._text, self._labels = name, text, labels
@@ -44,6 +45,7 @@ class TallyHistogram(Collector):
         self._edges = np.array(self._bounds)
         self._counts: dict[Labels, list[int]] = {}
         self._sums: dict[Labels, float] = {}
+        self._waiting: dict[Labels, list[npt.NDArray[np.float64]]] = {}
         registry.register(self)
 
     def observe(self, labels: Labels, value: float) -> None:
@@ -53,15 +55,22 @@ class TallyHistogram(Collector):
         counts[bisect_left(self._bounds, value)] += 1
         self._sums[labels] += value
 
-    def observe_all(self, labels: Labels, values: Sequence[float]) -> None:
+    def observe_all(self, labels: Labels, values: npt.NDArray[np.float64]) -> None:
+        """Counts each of the values but NaN, at the latest when Prometheus asks. They must not change after."""
+        waiting = self._waiting.get(labels)
+        if waiting is None:
+            waiting = self._waiting[labels] = []
+        waiting.append(values)
+        if len(waiting) >= _TOGETHER:
+            self._count(labels)
+
+    def _count(self, labels: Labels) -> None:
+        values = np.concatenate(self._waiting.pop(labels))
+        values = values[~np.isnan(values)]
         counts = self._counts.get(labels)
         if counts is None:
             counts = self._start(labels)
-        self._sums[labels] += sum(values)
-        if len(values) < _MANY:
-            for value in values:
-                counts[bisect_left(self._bounds, value)] += 1
-            return
+        self._sums[labels] += float(values.sum())
         found = np.bincount(np.searchsorted(self._edges, values), minlength=len(counts))
         for i in np.flatnonzero(found).tolist():
             counts[i] += int(found[i])
@@ -74,6 +83,8 @@ class TallyHistogram(Collector):
     def collect(self) -> Iterator[Metric]:
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
         names = [*map(str, self._bounds), "+Inf"]
+        for labels in tuple(self._waiting):
+            self._count(labels)
         for labels, counts in self._counts.items():
             family.add_metric(labels, list(zip(names, np.cumsum(counts).tolist(), strict=True)), self._sums[labels])
         yield family

@@ -86,12 +86,14 @@ class Decoded(NamedTuple):
 
 class Block(NamedTuple):
     """A view's values for n entities, a column each: `held` (n,) says where there is one, times are int64 (n,) microseconds
-    since 1970 UTC (0 where nothing is held), `values` float64 (n, features), NaN = null or nothing held."""
+    since 1970 UTC (0 where nothing is held), `values` float64 (n, features), NaN = null or nothing held; `packed` is what they were read
+    from, None where nothing is held."""
 
     held: npt.NDArray[np.bool_]
     event_us: Micros
     created_us: Micros
     values: Floats
+    packed: Sequence[bytes | None]
 
 
 def join_order(join_keys: Sequence[str]) -> tuple[str, ...]:
@@ -208,7 +210,7 @@ def decode_many(
 
 def empty_block(n: int, features: int) -> Block:
     """A block of n entities of which none has a value."""
-    return Block(np.zeros(n, np.bool_), np.zeros(n, np.int64), np.zeros(n, np.int64), np.full((n, features), np.nan))
+    return Block(np.zeros(n, np.bool_), np.zeros(n, np.int64), np.zeros(n, np.int64), np.full((n, features), np.nan), (None,) * n)
 
 
 def unblock(block: Block) -> list[Decoded | None]:
@@ -217,65 +219,108 @@ def unblock(block: Block) -> list[Decoded | None]:
     return [Decoded(event, created, values) if held else None for held, event, created, values in times]
 
 
+class Packed(NamedTuple):
+    """A view's values as the store holds them (None: nothing there), packed under `schema` with so many `features`. They stand in
+    `feature_order`, or are picked by `places`."""
+
+    values: Sequence[bytes | None]
+    schema: int
+    features: int
+    places: npt.NDArray[np.intp] | None = None
+
+
 def decode_block(packed: Sequence[bytes | None], schema: int, n_features: int, places: npt.NDArray[np.intp] | None = None) -> Block:
-    """Unpacks a view's values all at once. They stand in `feature_order`, or are picked by `places`.
+    """Unpacks a view's values all at once, as `Packed` describes them.
 
     Raises SchemaMismatchError where one was packed under another schema, ValueError where its length is not of this layout.
     """
-    held = [value for value in packed if value is not None]
-    # Below some fifty values NumPy's fixed cost for each operation is more than that of a loop.
-    unpack = _unpack_all if len(held) >= _MANY else _unpack_each
-    event, created, values = unpack(held, schema, n_features)
-    if places is not None:
-        values = values[:, places]
-    if len(held) == len(packed):
-        return Block(np.ones(len(packed), np.bool_), event, created, values)
-    block = empty_block(len(packed), values.shape[1])
-    mask = block.held
-    mask[:] = [value is not None for value in packed]
-    block.event_us[mask], block.created_us[mask], block.values[mask] = event, created, values
+    (block,) = decode_blocks([Packed(packed, schema, n_features, places)])
+    if isinstance(block, ValueError):
+        raise block
     return block
 
 
-def _unpack_each(packed: Sequence[bytes], schema: int, features: int) -> tuple[Micros, Micros, Floats]:
-    head = _head_bytes(features)
-    wanted = schema.to_bytes(4, "big")
-    rows: list[tuple[float, ...]] = []
-    for value in packed:
-        layout = _unpacker(value[HEADER_BYTES:head], features) if len(value) >= head else None
-        if layout is None or value[PREFIX_BYTES:HEADER_BYTES] != wanted or len(value) != head + layout.size:
-            raise _refusal(value, schema, features)
-        rows.append(layout.unpack_from(value, head))
-    times = np.frombuffer(b"".join([value[:PREFIX_BYTES] for value in packed]), ">u8").astype(np.uint64)
+def decode_blocks(views: Sequence[Packed]) -> list[Block | ValueError]:
+    """The same for several views, in one go; in place of a block stands the error of a view that cannot be read."""
+    held = [_held(view.values) for view in views]
+    # Below some forty values NumPy's fixed cost for each operation is more than that of a loop.
+    unpack = _unpack_all if sum(map(len, held)) >= _MANY else _unpack_each
+    try:
+        event, created, numbers = unpack(views, held)
+    except ValueError as error:
+        return [error] if len(views) == 1 else [block for view in views for block in decode_blocks([view])]
+    blocks: list[Block | ValueError] = []
+    end = 0
+    for view, kept, matrix in zip(views, held, numbers, strict=True):
+        start, end = end, end + len(kept)
+        values = matrix if view.places is None else matrix[:, view.places]
+        if len(kept) == len(view.values):
+            blocks.append(Block(np.ones(len(kept), np.bool_), event[start:end], created[start:end], values, view.values))
+            continue
+        block = empty_block(len(view.values), values.shape[1])._replace(packed=view.values)
+        mask = block.held
+        mask[:] = [value is not None for value in view.values]
+        block.event_us[mask], block.created_us[mask], block.values[mask] = event[start:end], created[start:end], values
+        blocks.append(block)
+    return blocks
+
+
+def _held(values: Sequence[bytes | None]) -> Sequence[bytes]:
+    return [value for value in values if value is not None]
+
+
+def _unpack_each(views: Sequence[Packed], held: Sequence[Sequence[bytes]]) -> tuple[Micros, Micros, list[Floats]]:
+    numbers: list[Floats] = []
+    for view, packed in zip(views, held, strict=True):
+        features, wanted = view.features, view.schema.to_bytes(4, "big")
+        head = _head_bytes(features)
+        rows: list[tuple[float, ...]] = []
+        for value in packed:
+            layout = _unpacker(value[HEADER_BYTES:head], features) if len(value) >= head else None
+            if layout is None or value[PREFIX_BYTES:HEADER_BYTES] != wanted or len(value) != head + layout.size:
+                raise _refusal(value, view.schema, features)
+            rows.append(layout.unpack_from(value, head))
+        numbers.append(np.fromiter(chain.from_iterable(rows), np.float64, len(rows) * features).reshape(len(rows), features))
+    times = np.frombuffer(b"".join([value[:PREFIX_BYTES] for value in chain.from_iterable(held)]), ">u8").astype(np.uint64)
     moments = (times ^ np.uint64(_SHIFT)).view(np.int64).reshape(-1, 2)
-    matrix = np.fromiter(chain.from_iterable(rows), np.float64, len(rows) * features).reshape(len(rows), features)
-    return moments[:, 0], moments[:, 1], matrix
+    return moments[:, 0], moments[:, 1], numbers
 
 
-def _unpack_all(packed: Sequence[bytes], schema: int, features: int) -> tuple[Micros, Micros, Floats]:
+def _unpack_all(views: Sequence[Packed], held: Sequence[Sequence[bytes]]) -> tuple[Micros, Micros, list[Floats]]:
     """The same by columns: each number is read as the eight bytes from its first one on, of which its width says how many count."""
-    head = _head_bytes(features)
+    packed = list(chain.from_iterable(held))
+    counts = list(map(len, held))
+    widest = max(view.features for view in views)
+    # For each value what its view says of it.
+    features = np.repeat([view.features for view in views], counts)
+    schemas = np.repeat(np.array([view.schema for view in views], ">u4").view("<u4"), counts)
+    heads = HEADER_BYTES + (features + 3) // 4
     lengths = np.fromiter(map(len, packed), np.int64, len(packed))
-    if int(lengths.min()) < head:
-        raise _refusal(packed[int(lengths.argmin())], schema, features)
-    text = b"".join([*packed, bytes(8)])
     starts = np.cumsum(lengths) - lengths
+    quads = np.arange(HEADER_BYTES, _head_bytes(widest))
+    # The last value may be read as if it were longer than it is.
+    text = b"".join([*packed, bytes(_head_bytes(widest) + 8)])
     eights = np.ndarray((len(text) - 7,), "<u8", text, strides=(1,))  # at every byte
-    quads = np.frombuffer(text, np.uint8)[starts[:, None] + np.arange(HEADER_BYTES, head)]
-    codes = _QUADS.take(quads, axis=0).reshape(len(packed), -1)[:, :features]
+    codes = _QUADS.take(np.frombuffer(text, np.uint8)[starts[:, None] + quads], axis=0).reshape(len(packed), -1)[:, :widest]
     widths = _WIDTHS.take(codes)
+    if any(view.features < widest for view in views):
+        widths[np.arange(widest) >= features[:, None]] = 0
     ends = np.cumsum(widths, axis=1)
-    known = (eights[starts + PREFIX_BYTES] & 0xFFFFFFFF) == int.from_bytes(schema.to_bytes(4, "big"), "little")
-    known &= lengths == head + (ends[:, -1] if features else 0)
+    known = (eights[starts + PREFIX_BYTES] & 0xFFFFFFFF) == schemas
+    known &= lengths == heads + (ends[:, -1] if widest else 0)
     if not known.all():
-        raise _refusal(packed[int(known.argmin())], schema, features)
-    raw = eights.take((starts + head)[:, None] + ends - widths)
+        return _unpack_each(views, held)  # which names the value
+    raw = eights.take((starts + heads)[:, None] + ends - widths)
     values = raw.view(np.float64)
-    with np.errstate(invalid="ignore"):  # the bytes of another width may look like a signalling NaN; they are not taken
+    by_number = codes.reshape(-1)
+    with np.errstate(invalid="ignore"):  # a float16 may be a signalling NaN
         for code, (bits, kind) in enumerate((("<u1", "<u1"), ("<u2", "<f2"), ("<u4", "<f4"))):
-            np.copyto(values, raw.astype(bits).view(kind), where=codes == code)
-    moments = [(eights[starts + at].byteswap() ^ np.uint64(_SHIFT)).view(np.int64) for at in (0, 8)]
-    return moments[0], moments[1], values
+            places = np.flatnonzero(by_number == code)
+            if len(places):
+                np.put(values, places, raw.take(places).astype(bits).view(kind))
+    event, created = [(eights[starts + at].byteswap() ^ np.uint64(_SHIFT)).view(np.int64) for at in (0, 8)]
+    parts = np.split(values, np.cumsum(counts)[:-1])
+    return event, created, [part[:, : view.features] for view, part in zip(views, parts, strict=True)]
 
 
 def _refusal(packed: bytes, schema: int, n_features: int) -> ValueError:

@@ -54,7 +54,7 @@ def get_values(keys: Sequence[bytes], clustered: bool) -> Steps[list[bytes | Non
         # A key may lie anywhere: one GET each, which the client sends to its node, all together.
         return (yield [("GET", key) for key in keys])
     chunks = yield [("MGET", *keys[start : start + KEYS_PER_COMMAND]) for start in range(0, len(keys), KEYS_PER_COMMAND)]
-    return [value for chunk in chunks for value in chunk]
+    return chunks[0] if len(chunks) == 1 else [value for chunk in chunks for value in chunk]
 
 
 def run(client: Client, steps: Steps[Result]) -> Result:

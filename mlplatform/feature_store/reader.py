@@ -17,8 +17,9 @@ from mlplatform.feature_store.codec import (
     Block,
     Decoded,
     JoinValue,
+    Packed,
     SchemaMismatchError,
-    decode_block,
+    decode_blocks,
     empty_block,
     entity_part,
     feature_order,
@@ -67,6 +68,10 @@ class ViewLayout:
         packed = {name: place for place, name in enumerate(feature_order(self.features))}
         places = np.array([packed[name] for name in self.features], dtype=np.intp)
         return None if (places == np.arange(len(places))).all() else places
+
+    def packed(self, values: Sequence[bytes | None]) -> Packed:
+        """Stored values of the view, with what it takes to decode them."""
+        return Packed(values, self.schema, len(self.features), self.places)
 
     def age_us(self, value: Decoded, now_us: int) -> int:
         """Microseconds since the value became known; negative where the clocks disagree."""
@@ -120,6 +125,7 @@ class _Reads:
             replies = yield from get_values([*flat, *(pointer_key(self.project, view) for view in views)], self.clustered)
             self._see(views, replies[len(flat) :])
             again = []
+            read: dict[int, Packed] = {}
             at = 0
             for i, view_keys in zip(open_places, keys, strict=True):
                 layout, entities = asked[i]
@@ -129,8 +135,13 @@ class _Reads:
                     again.append(i)
                 elif generation is None:
                     answers[i] = empty_block(len(entities), len(layout.features))
+                elif generation.schema != layout.schema:
+                    answers[i] = _of_another_schema(layout, generation)
                 else:
-                    answers[i] = _decoded(layout, generation, stored)
+                    read[i] = layout.packed(stored)
+            if read:
+                for i, block in zip(read, decode_blocks(list(read.values())), strict=True):
+                    answers[i] = _named(asked[i][0], block) if isinstance(block, ValueError) else block
             open_places = again
         return answers
 
@@ -202,16 +213,12 @@ class SyncOnlineReader:
         return run(self._client, self._reads.read(requests))
 
 
-def _decoded(layout: ViewLayout, generation: Generation, packed: Sequence[bytes | None]) -> Block | ValueError:
-    """A generation's values with their features in the layout's order, or why they cannot be read."""
-    if generation.schema != layout.schema:
-        return SchemaMismatchError(
-            f"view {layout.name}: generation {generation.number} has schema {generation.schema:08x}, the reader expects "
-            f"{layout.schema:08x}: the view's features changed; rebuild it, or train on what it has now"
-        )
-    try:
-        return decode_block(packed, layout.schema, len(layout.features), layout.places)
-    except SchemaMismatchError as mismatch:
-        return SchemaMismatchError(f"view {layout.name}: {mismatch}")
-    except ValueError as error:
-        return ValueError(f"view {layout.name}: {error}")
+def _of_another_schema(layout: ViewLayout, generation: Generation) -> SchemaMismatchError:
+    return SchemaMismatchError(
+        f"view {layout.name}: generation {generation.number} has schema {generation.schema:08x}, the reader expects "
+        f"{layout.schema:08x}: the view's features changed; rebuild it, or train on what it has now"
+    )
+
+
+def _named(layout: ViewLayout, error: ValueError) -> ValueError:
+    return type(error)(f"view {layout.name}: {error}")

@@ -6,10 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlplatform.feature_store.codec import (
+    Block,
     Decoded,
+    Packed,
     SchemaMismatchError,
     decode,
     decode_block,
+    decode_blocks,
     empty_block,
     encode_many,
     entity_part,
@@ -70,6 +73,40 @@ def test_one_value_of_another_layout_refuses_the_block(n: int, spoil, error: typ
     packed[n - 2] = spoil(packed[n - 2])
     with pytest.raises(error):
         decode_block(packed, schema, 2)
+
+
+def view_of(name: str, features: int, n: int, seed: int) -> Packed:
+    """Values of all widths, one of them missing."""
+    rng = np.random.default_rng(seed)
+    values = np.stack([rng.integers(0, 9, n), rng.integers(0, 9, n) / 4, rng.random(n).astype(np.float32), rng.random(n)] * 3, axis=1)
+    times = rng.integers(0, 2**50, n)
+    schema = schema_hash(name, [str(i) for i in range(features)])
+    packed: list[bytes | None] = [*encode_many(schema, times, times + 1, values[:, :features])]
+    packed[n // 2] = None
+    return Packed(packed, schema, features)
+
+
+@pytest.mark.parametrize("n", [3, 100])
+def test_views_of_different_widths_decode_together_to_what_each_alone_does(n: int) -> None:
+    views = [view_of("a", 3, n, 1), view_of("b", 12, n + 1, 2), view_of("c", 0, n, 3), view_of("d", 5, 2, 4)]
+    views.append(views[1]._replace(places=np.array([7, 0])))
+    together = decode_blocks(views)
+    for view, block in zip(views, together, strict=True):
+        assert isinstance(block, Block)
+        alone = decode_block(*view)
+        assert all(same(one, other) for one, other in zip(unblock(block), unblock(alone), strict=True))
+        assert block.packed == view.values
+
+
+@pytest.mark.parametrize("n", [3, 100])
+def test_a_view_that_cannot_be_read_leaves_the_others_as_they_are(n: int) -> None:
+    views = [view_of("a", 3, n, 1), view_of("b", 4, n, 2), view_of("c", 5, n, 3)]
+    views[1] = views[1]._replace(schema=7)
+    first, spoilt, last = decode_blocks(views)
+    assert isinstance(spoilt, SchemaMismatchError)
+    assert isinstance(first, Block)
+    assert isinstance(last, Block)
+    assert np.array_equal(last.values, decode_block(*views[2]).values, equal_nan=True)
 
 
 def test_values_are_picked_in_the_order_asked() -> None:

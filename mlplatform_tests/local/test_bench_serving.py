@@ -186,9 +186,24 @@ def test_a_record_written_twice_is_not_missing_and_one_that_is_not_in_the_stream
 
 def test_answers_are_compared_bit_by_bit() -> None:
     wanted = np.array([0.1, 0.2, np.nan], np.float32)
-    assert unlike(wanted.copy(), wanted) == 0
-    assert unlike(np.array([0.1, np.nextafter(np.float32(0.2), np.float32(1)), np.nan], np.float32), wanted) == 1
-    assert unlike(wanted[:2], wanted) == 3
+    assert unlike(wanted.copy(), wanted, 0.0) == 0
+    assert unlike(np.array([0.1, np.nextafter(np.float32(0.2), np.float32(1)), np.nan], np.float32), wanted, 0.0) == 1
+    assert unlike(wanted[:2], wanted, 0.0) == 3
+
+
+def test_a_network_may_differ_by_its_tolerance_and_by_no_more() -> None:
+    wanted = np.array([1.0, 2.0], np.float32)
+    assert unlike(np.array([1.0, 2.0005], np.float32), wanted, 0.001) == 0
+    assert unlike(np.array([1.0, 2.002], np.float32), wanted, 0.001) == 1
+    assert unlike(np.array([1.0, np.nan], np.float32), wanted, 0.001) == 1
+
+
+def test_the_speed_of_a_homes_own_model_is_shown_and_not_judged() -> None:
+    assert {j.what for j in judge(taken(measured(OURS, 0, 100)), made_up=False)} == {
+        "failed requests",
+        "predictions unlike Booster.predict",
+        "log records unaccounted for",
+    }
 
 
 def test_the_service_never_shares_its_core_with_the_load() -> None:
@@ -331,10 +346,15 @@ def test_the_command_serves_the_made_up_model_unless_one_is_named(tmp_path: Path
         ["--model", "flight_disruption", "--profile", "--cases", "open"],
         ["--sink-dead"],
         ["--overload"],
+        ["--model", "flight_disruption,arrival_delay"],
     ):
         assert CliRunner().invoke(app, ["bench", "serving", *home, *words]).exit_code == 3
-    made_up, check, own, dead, _ = (options for _, options in asked)
-    assert [name for name, _ in asked] == ["run_bench_serving", "run_check", "run_profile", "run_sink_dead", "run_overload"]
+    made_up, check, own, dead, _, both = (options for _, options in asked)
+    assert [name for name, _ in asked[:-1]] == ["run_bench_serving", "run_check", "run_profile", "run_sink_dead", "run_overload"]
+    assert (both.model, both.more, both.home) == ("flight_disruption", ["arrival_delay"], tmp_path)
+    two = CliRunner().invoke(app, ["bench", "serving", *home, "--model", "a,b", "--check"])
+    assert two.exit_code == 2
+    assert len(asked) == 6
     assert (made_up.seconds, dead.seconds) == (3.0, 60.0)
     assert (made_up.cases, dead.cases) == (tuple(CASES), ("1x64", "open"))
     assert (made_up.model, made_up.home, made_up.peers, check.peers) == (world.MODEL, None, None, ())

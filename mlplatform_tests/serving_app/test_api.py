@@ -140,3 +140,27 @@ def test_what_nobody_foresaw_is_a_problem_without_its_trace(client, monkeypatch)
     assert answer.json()["error"] == answer.json()["detail"]
     assert answer.headers["x-request-id"] == answer.json()["request_id"]
     assert "hush" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v1/models", 422),
+        ("/v1/models/basket", 422),
+        ("/v2", 400),
+        ("/v2/models/basket", 400),
+        ("/v2/models/basket/versions/1", 400),
+        ("/v2/models/basket/ready", 400),
+        ("/v2/models/basket/versions/1/ready", 400),
+        ("/health/live", 200),
+        ("/v2/health/live", 200),
+        ("/metrics", 200),
+    ],
+)
+def test_a_parameter_nobody_knows_is_refused_where_models_are_told_of(path: str, status: int, make_model, open_service, tmp_path) -> None:
+    make_model().into_cache(tmp_path)
+    client = open_service()
+    assert client.get(path).status_code == 200
+    answer = client.get(path, params={"verbose": "1"})
+    assert answer.status_code == status
+    assert status == 200 or "verbose" in answer.text

@@ -183,7 +183,8 @@ def test_the_cache_stays_within_its_bound_and_keeps_the_newest() -> None:
 
     def block(first: int, n: int) -> codec.Block:
         times = np.zeros(n, np.int64)
-        return codec.Block(np.ones(n, np.bool_), times, times, np.arange(first, first + n, dtype=np.float64)[:, None])
+        packed = codec.encode_many(layout.schema, times, times, np.arange(first, first + n, dtype=np.float64)[:, None])
+        return codec.decode_block(packed, layout.schema, 1)
 
     cache = FeatureCache(capacity=100, stale_s=5.0)
     for start in range(0, 1000, 10):

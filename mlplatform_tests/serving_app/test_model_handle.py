@@ -1,6 +1,7 @@
 """Loading one version: bit-identical answers, and every way a version is refused."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,14 @@ def test_a_device_that_is_not_there_fails_loudly() -> None:
     assert pick_device("auto") in ("cpu", "cuda:0")
     with pytest.raises(DeviceError, match=r"MLPLATFORM_DEVICE=cuda:99"):
         pick_device("cuda:99")
+
+
+def test_threads_that_predict_at_once_get_each_their_own_rows_answers(make_model, tmp_path) -> None:
+    model = make_model()
+    handle = load(model, tmp_path)
+    matrix = np.random.default_rng(5).normal(size=(400, 10))
+    wanted = model.booster.predict(xgb.DMatrix(matrix, feature_names=[f.name for f in model.contract.features]))
+    parts = [(start, start + rows) for rows in (1, 3, 70, 200) for start in range(0, 200, 25)] * 20
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda part: handle.predict(matrix[slice(*part)]), parts))
+    assert all(np.array_equal(one, wanted[slice(*part)]) for one, part in zip(found, parts, strict=True))

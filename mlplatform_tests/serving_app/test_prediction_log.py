@@ -20,8 +20,7 @@ from serving_app.prediction_log import PredictionLog
 
 
 def entries(count: int, request_id: str = "r") -> LogEntry:
-    rows = [b'{"input_index":%d}' % i for i in range(count)]
-    return LogEntry("m", {"request_id": request_id}, rows, [{}] * count, np.full((count, 1), np.nan))
+    return LogEntry("m", b'"request_id":"%b"' % request_id.encode(), [b'"imputed":[]'] * count, [{}] * count, np.full((count, 1), np.nan))
 
 
 def balanced(log: PredictionLog) -> bool:

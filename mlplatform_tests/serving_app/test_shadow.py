@@ -22,6 +22,7 @@ from serving_app.batcher import Scored
 from serving_app.features import Assembled
 from serving_app.log_entry import LogEntry
 from serving_app.router import ModelRouter, Slot
+from serving_app.row_texts import RowTexts
 from serving_app.shadow import Shadow, ShadowBudget
 
 ROW = {"shop": "s1", "customer": 7, "placed_at": "2013-09-01T10:30:00Z", "price": 12.5, "items": 3, "channel": "store", "age": 30}
@@ -174,9 +175,7 @@ def alone(submit: Any, written: list[LogEntry], share: float = 1.0) -> Shadow:
         yield submit
 
     parser = SimpleNamespace(parse=lambda inputs, limit: INPUTS)
-    handle: Any = SimpleNamespace(
-        name="m", ref=None, version=1, digest="d", contract=SimpleNamespace(fields=(), views=()), parser=parser, view_names=()
-    )
+    handle: Any = SimpleNamespace(name="m", ref=None, version=1, digest="d", contract=SimpleNamespace(fields=(), views=()), parser=parser)
     router = ModelRouter()
     router.put(Slot(handle, shadow=handle))
     return Shadow(router, scorer, written.append, ShadowBudget(100, share))
@@ -191,7 +190,7 @@ def test_after_a_batch_the_thread_rests_so_that_its_share_of_the_time_is_kept(mo
 
     async def submit(handle: Any, parsed: Any) -> Any:
         await sleep(0.01)
-        return Scored("", Assembled(0, np.zeros((1, 1)), []), [0.5], 0, 1)
+        return Scored("", Assembled(0, np.zeros((1, 1)), []), 0, 1, [0.5], RowTexts([b""], [b""]))
 
     async def noted(delay: float, *rest: Any) -> Any:
         if threading.current_thread().name == "shadow":
@@ -207,7 +206,7 @@ def test_after_a_batch_the_thread_rests_so_that_its_share_of_the_time_is_kept(mo
             await sleep(0.001)
         await shadow.close()
         await sleep(0)
-        assert [entry.common["request_id"] for entry in written] == ["r"]
+        assert [entry.common.partition(b",")[0] for entry in written] == [b'"request_id":"r"']
 
     monkeypatch.setattr(asyncio, "sleep", noted)
     asyncio.run(run())

@@ -1,11 +1,16 @@
 """A service that has just started: what is in place from the first answer on, and what it says while it does not know what to serve."""
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlplatform.contracts import Arm, CanaryRule, Experiment, TrafficRules
+from mlplatform.local.supervisor import free_port
 from serving_app.lineup import Lineup
 from serving_app.model_handle import VersionRef
 from serving_app.model_loader import ModelLoader
@@ -132,3 +137,27 @@ def test_a_model_that_is_not_among_the_wanted_is_missing_at_once(open_service) -
     client = open_service(wait=False, mlflow_url=NOBODY, serving_models="basket")
     assert client.post("/v1/models/other/predict", json={"inputs": [ROW]}).status_code == 404
     assert client.post("/v1/models/basket/predict", json={"inputs": [ROW]}).status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [
+        ("MLPLATFORM_SERVING_AUTH", "keys", "`mlplatform keys create NAME --file "),
+        ("MLPLATFORM_SERVING_POLL_S", "-1", "MLPLATFORM_SERVING_POLL_S: Input should be greater than 0"),
+    ],
+)
+def test_under_uvicorns_own_command_a_start_that_cannot_be_says_why_in_a_line(setting: str, value: str, told: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "uvicorn", "serving_app.main:app", "--port", str(free_port())]
+    ended = subprocess.run(
+        command,
+        env=os.environ | {"MLPLATFORM_HOME": str(tmp_path), setting: value},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("ERROR")]
+    assert ended.returncode != 0
+    assert len(errors) == 2  # the second is uvicorn's: that the start failed
+    assert told in errors[0]
+    assert "Traceback" not in ended.stderr

@@ -29,7 +29,7 @@ ENTITIES = [f"customer-{i}".encode() for i in range(4000)]
 def handle(version: int, model: str = "m") -> Any:
     """What the router looks at in a loaded version."""
     contract = SimpleNamespace(fields=(), views=())
-    return SimpleNamespace(ref=VersionRef(model, version, "s"), name=model, version=version, contract=contract)
+    return SimpleNamespace(ref=VersionRef(model, version, "s"), name=model, version=version, digest="d", contract=contract)
 
 
 CHAMPION, CANARY, B, SHADOW = (handle(i) for i in range(1, 5))

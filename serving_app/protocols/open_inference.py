@@ -96,7 +96,7 @@ def infer_answer(answer: Answer, asked: InferRequest, request_id: str) -> tuple[
         else:
             output["data"] = values
         outputs.append(output)
-    imputed = sorted({view for row in answer.rows for view in row["imputed"]})
+    imputed = sorted({view for views in answer.scored.imputed for view in views})
     told = {
         "model_name": handle.name,
         "model_version": str(handle.version),
@@ -133,12 +133,12 @@ def _outputs_of(contract: ServingContract) -> dict[str, str]:
 
 def _produced(answer: Answer) -> dict[str, tuple[str, list[Any]]]:
     contract = answer.choice.handle.contract
-    predictions = [row["prediction"] for row in answer.rows]
-    values = {
-        "prediction": predictions,
-        "decision": [contract.threshold is not None and p >= contract.threshold for p in predictions],
-        "imputed": [",".join(row["imputed"]) for row in answer.rows],
-        **{name: [row["quantiles"][place] for row in answer.rows] for place, name in enumerate(contract.quantile_names)},
+    scored = answer.scored
+    values: dict[str, list[Any]] = {
+        "prediction": list(scored.predictions),
+        "decision": [contract.threshold is not None and p >= contract.threshold for p in scored.predictions],
+        "imputed": list(map(",".join, scored.imputed)),
+        **{name: [row[place] for row in scored.quantiles or ()] for place, name in enumerate(contract.quantile_names)},
     }
     return {name: (datatype, values[name]) for name, datatype in _outputs_of(contract).items()}
 

@@ -5,7 +5,7 @@ Belongs here: reading the loaded models. Does not belong here: predicting, chang
 
 from fastapi import APIRouter
 
-from serving_app.deps import Serving, ServingDep
+from serving_app.deps import NO_PARAMETERS, Serving, ServingDep
 from serving_app.openapi import example_inputs, input_schema
 from serving_app.predictor import unknown_model
 from serving_app.router import Slot
@@ -22,15 +22,15 @@ from serving_app.schemas import (
     problems,
 )
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[NO_PARAMETERS])
 
 
-@router.get("", summary="The models served here")
+@router.get("", summary="The models served here", responses=problems(422))
 async def list_models(serving: ServingDep) -> ModelList:
     return ModelList(models=[_summary(serving, slot) for slot in serving.router])
 
 
-@router.get("/{model}", summary="One model: its fields, versions and feature views", responses=problems(404))
+@router.get("/{model}", summary="One model: its fields, versions and feature views", responses=problems(404, 422))
 async def show_model(model: str, serving: ServingDep) -> ModelDetail:
     slot = serving.router.slot(model)
     if slot is None:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Request, Response
 from starlette.requests import ClientDisconnect
 
 from serving_app.body import read_body
-from serving_app.deps import Serving, ServingDep
+from serving_app.deps import NO_PARAMETERS_IN_V2, Serving, ServingDep
 from serving_app.predictor import Exchange, unknown_model
 from serving_app.problems import FieldError, ProblemError, bad_request, no_parameters, unavailable
 from serving_app.protocols.open_inference import EXTENSIONS, infer_answer, metadata, parse_infer
@@ -20,6 +20,7 @@ from serving_app.schemas import problems
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 
+_BARE = [NO_PARAMETERS_IN_V2]
 _OCTETS = "application/octet-stream"
 _LENGTH = "Inference-Header-Content-Length"
 _BODY = {
@@ -41,7 +42,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 HeaderLength = Annotated[str | None, Header(alias=_LENGTH, description="Length of the JSON where binary tensor data follows it")]
 
 
-@router.get("", summary="The server")
+@router.get("", summary="The server", responses=problems(400), dependencies=_BARE)
 async def server() -> ServerMetadata:
     return ServerMetadata(name="mlplatform", version="1", extensions=list(EXTENSIONS))
 
@@ -58,23 +59,30 @@ async def ready(serving: ServingDep) -> ServerReady:
     return ServerReady(live=True, ready=True)
 
 
-@router.get("/models/{model}", summary="A model's tensors and versions", responses=problems(404))
+@router.get("/models/{model}", summary="A model's tensors and versions", responses=problems(400, 404), dependencies=_BARE)
 async def show(model: str, serving: ServingDep) -> ModelMetadata:
     return _metadata(serving, model, None)
 
 
-@router.get("/models/{model}/versions/{version}", summary="A version's tensors", responses=problems(404))
+@router.get(
+    "/models/{model}/versions/{version}", summary="A version's tensors", responses=problems(404), dependencies=[NO_PARAMETERS_IN_V2]
+)
 async def show_version(model: str, version: str, serving: ServingDep) -> ModelMetadata:
     return _metadata(serving, model, version)
 
 
-@router.get("/models/{model}/ready", summary="Is the model loaded?", responses=problems(404))
+@router.get("/models/{model}/ready", summary="Is the model loaded?", responses=problems(400, 404), dependencies=_BARE)
 async def model_ready(model: str, serving: ServingDep) -> ModelReady:
     _choice(serving, model, None)
     return ModelReady(name=model, ready=True)
 
 
-@router.get("/models/{model}/versions/{version}/ready", summary="Is the version loaded?", responses=problems(404))
+@router.get(
+    "/models/{model}/versions/{version}/ready",
+    summary="Is the version loaded?",
+    responses=problems(404),
+    dependencies=[NO_PARAMETERS_IN_V2],
+)
 async def version_ready(model: str, version: str, serving: ServingDep) -> ModelReady:
     _choice(serving, model, version)
     return ModelReady(name=model, ready=True)

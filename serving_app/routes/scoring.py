@@ -69,7 +69,7 @@ async def _answered(request: Request, serving: Serving, exchange: Exchange) -> b
             "model_version": answer.choice.handle.version,
             "variant": answer.choice.variant,
             "request_id": exchange.request_id,
-            "imputed": [row["imputed"] for row in answer.rows],
+            "imputed": answer.scored.imputed,
         }
     )
 
@@ -77,7 +77,9 @@ async def _answered(request: Request, serving: Serving, exchange: Exchange) -> b
 def _predictions(answer: Answer) -> list[Any]:
     """Numbers, or an object for each row of a model with several outputs, as MLflow has frames."""
     names = answer.choice.handle.contract.quantile_names
-    return [dict(zip(names, row["quantiles"], strict=True)) if names else row["prediction"] for row in answer.rows]
+    if answer.scored.quantiles is None:
+        return list(answer.scored.predictions)
+    return [dict(zip(names, row, strict=True)) for row in answer.scored.quantiles]
 
 
 @router.get("/ping", summary="Ready? (MLflow)", response_class=Response, responses=_TEXT | problems(503))

@@ -35,19 +35,21 @@ def wrong_answers(racer: Racer, questions: Questions, subject: Subject, redis: R
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         said = np.concatenate(list(pool.map(lambda question: _predictions(racer, question), asked)))
     if asked[0].answers is not None:
-        return unlike(said, np.concatenate([q.answers for q in asked if q.answers is not None]))
+        return unlike(said, np.concatenate([q.answers for q in asked if q.answers is not None]), subject.tolerance)
     prediction_log.drained(racer.port)
     entries: Any = redis.xrange(prediction_stream(subject.model))  # redis-py's type covers its other forms too
     records = [json.loads(fields[b"record"]) for _, fields in entries]
     logged = np.array([record["prediction"] for record in records], np.float32)
     features = np.array([[np.nan if v is None else v for v in record["features"]] for record in records], np.float64)
-    return unlike(logged, subject.predict(features)) + unlike(np.sort(said), np.sort(logged))
+    return unlike(logged, subject.predict(features), subject.tolerance) + unlike(np.sort(said), np.sort(logged), 0.0)
 
 
-def unlike(said: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32]) -> int:
+def unlike(said: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32], tolerance: float) -> int:
     """How many of the wanted were not said in their places; a longer or shorter answer is wrong as a whole."""
     if said.shape != wanted.shape:
         return max(len(said), len(wanted))
+    if tolerance:
+        return int((~(np.abs(said - wanted) <= tolerance)).sum())
     return int((said.view(np.uint32) != wanted.view(np.uint32)).sum())
 
 

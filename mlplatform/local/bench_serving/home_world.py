@@ -6,7 +6,7 @@ the made-up model (`world`).
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from redis import Redis
 from mlplatform.clients.lake import Lake
 from mlplatform.clients.registry import Registry
 from mlplatform.clock import SimulatedClock
-from mlplatform.contracts import PRODUCTION
+from mlplatform.contracts import PRODUCTION, ServingContract
 from mlplatform.local.bench_serving.world import Question
+
+Predict = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float32]]
 
 
 class NothingToServeError(LookupError):
@@ -42,7 +44,8 @@ class HomeWorld:
         clock = SimulatedClock(folder / "clock.json")
         clock.set(SimulatedClock(home / "clock.json").now())
         self.clock = str(clock.path)
-        self.model_file = folder / "model.ubj"
+        self.model_file = folder / "model"
+        self.tolerance = 0.0
         self._rng = np.random.default_rng(7)
 
     def prepare(self, _: Redis, registry: Registry) -> None:
@@ -51,16 +54,40 @@ class HomeWorld:
         if version is None:
             raise NothingToServeError(f"no version of '{self.model}' carries the alias '{PRODUCTION}'")
         folder = registry.download(version, self.model_file.parent / "downloaded")
-        self.model_file.write_bytes((folder / registry.contract_of(version).model_file).read_bytes())
+        contract = registry.contract_of(version)
+        self.tolerance = contract.tolerance
+        raw = (folder / contract.model_file).read_bytes()
+        self.model_file.write_bytes(raw)
+        self._predict = _network(raw, contract) if contract.framework == "torch" else _booster(raw)
 
     def questions(self, count: int, rows: int) -> list[Question]:
         drawn = self._rng.integers(0, len(self._asked), (count, rows))
         return [Question([self._asked[place] for place in places]) for places in drawn]
 
     def predict(self, rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-        """What the native booster says; float64 features are rounded to float32 by it, as everywhere."""
-        import xgboost
+        """float64 features are rounded to float32, as everywhere."""
+        return self._predict(rows)
 
-        booster = xgboost.Booster(model_file=self.model_file)
+
+def _booster(raw: bytes) -> Predict:
+    import xgboost
+
+    booster = xgboost.Booster(model_file=bytearray(raw))
+
+    def predict(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
         answers: npt.NDArray[np.float32] = booster.predict(xgboost.DMatrix(rows, feature_names=booster.feature_names))
         return answers
+
+    return predict
+
+
+def _network(raw: bytes, contract: ServingContract) -> Predict:
+    from mlplatform import networks
+
+    network = networks.from_bytes(raw)
+
+    def predict(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+        answers = networks.predict(network, rows)
+        return answers[:, contract.median] if contract.quantiles else answers
+
+    return predict

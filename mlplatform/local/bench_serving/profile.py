@@ -17,8 +17,10 @@ _RATE = 500  # samples a second
 _OURS = ("serving_app/", "mlplatform/", "feature_definitions/")
 
 
-# Threads of a pool that wait for work: the sampler takes them for busy where it may not ask the system.
-_IDLE = ("_worker (concurrent/futures/thread.py", "wait (threading.py")
+# Threads of a pool that wait for work, and the shadow's event loop: the sampler takes them for busy where it may not ask the system. The
+# application's own loop is uvloop's, which selects elsewhere.
+_WAITING = ("wait (threading.py", "Condition.wait (threading.py", "EpollSelector.select (selectors.py")
+_IDLE = ("_worker (concurrent/futures/thread.py", *_WAITING)
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,8 @@ def held(judged: list[Judged]) -> bool:
     return all(j.met is not False for j in judged)
 
 
-def show(taken: Taken, judged: list[Judged]) -> None:
-    print_table(_services(taken))
+def show(model: str, taken: Taken, judged: list[Judged]) -> None:
+    print_table(_services(model, taken))
     print_table(_targets(judged))
     counts = ", ".join(f"{name} {count:,}" for name, count in taken.balance.counts.items())
     say(f"prediction log: {counts}; added to the stream {taken.balance.in_stream:,}")
@@ -77,10 +77,10 @@ def show(taken: Taken, judged: list[Judged]) -> None:
     say("[green]every judged target is met[/green]" if held(judged) else "[red]a target is missed[/red]", markup=True)
 
 
-def _services(taken: Taken) -> Any:
+def _services(model: str, taken: Taken) -> Any:
     from rich.table import Table
 
-    shown = Table(title="Prediction service and peers, one process", title_justify="left", header_style="bold")
+    shown = Table(title=f"Prediction service and peers, one process, model {model}", title_justify="left", header_style="bold")
     names = ("service", "load", "req/s", "ours ×", "CPU ×", "p50 ms", "p95", "p99", "CPU s/1k", "MB", "ready s", "errors", "others")
     for name in names:
         shown.add_column(name, justify="left" if name in ("service", "load") else "right", no_wrap=name != "service")

@@ -65,6 +65,7 @@ class Subject(Protocol):
     model: str
     clock: str
     model_file: Path
+    tolerance: float  # how far a prediction may be from what `predict` says; 0: not by a bit
 
     def prepare(self, redis: Redis, registry: Registry) -> None:
         """Puts values and model where the service finds them, as far as they are not there yet."""
@@ -75,7 +76,7 @@ class Subject(Protocol):
         ...
 
     def predict(self, rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-        """What `Booster.predict` says to features (inputs, features)."""
+        """What the model's own library says to features (inputs, features); of quantiles the median."""
         ...
 
 
@@ -85,7 +86,7 @@ class World:
     def __init__(self, folder: Path, seed: int = 7) -> None:
         import xgboost
 
-        self.model, self.clock = MODEL, "system"
+        self.model, self.clock, self.tolerance = MODEL, "system", 0.0
         self.model_file = folder / MODEL_FILE
         rng = np.random.default_rng(seed)
         # As float32 holds them, so that features given in a request as decimal text are the very same numbers.
