@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlplatform.records import ModelVersion
 
 # A single row takes about a thousandth of a second more for each thousand of them.
-USELESS_TREES = 8_000
+USELESS_TREES = 12_000
 
 
 def shuffled(rows: Callable[[Tables], pl.DataFrame], split: Split, seed: int) -> Callable[[Tables], pl.DataFrame]:
