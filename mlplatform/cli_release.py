@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     from mlplatform.specs import ModelSpec
 
 Number = Annotated[int, typer.Argument(metavar="VERSION", min=1, max=NEWEST_VERSION, help="Number of the version.")]
-Reason = Annotated[str, typer.Option(help="Why: it goes into the history.")]
+
+
+def _reason(text: str) -> str:
+    """One line with something in it."""
+    told = " ".join(text.split())
+    if not told:
+        raise typer.BadParameter("say why: others will ask")
+    return told
+
+
+Reason = Annotated[str, typer.Option(help="Why: it goes into the history.", callback=_reason)]
 
 
 def history(
@@ -37,6 +47,8 @@ def history(
     settings = settings_of(home)
     entries = queries.history(settings, model)
     asked = None if at is None else queries.moment(at, time_now(settings))
+    if asked is not None and asked > (today := time_now(settings)):
+        raise queries.QuestionError(f"{asked:%Y-%m-%d %H:%M} has not come yet: the platform's clock stands at {today:%Y-%m-%d %H:%M} UTC")
     served = None if asked is None else queries_release.served(entries, asked)
     found = queries_release.verified(settings, model) if verify else None
     rows = [queries.entry_row(entry) for entry in entries]
@@ -70,7 +82,7 @@ def deployment(
     say(f"previous      {_version(told['previous'])}")
     say(f"shadow        {_version(told['shadow'])}")
     verdict = told["verdict"]
-    say(f"last verdict  {'none' if verdict is None else queries_release.verdict_text(verdict)}")
+    say(f"last verdict  {told['no_verdict'] if verdict is None else queries_release.verdict_text(verdict)}")
     for difference in told["differences"]:
         say(f"differs       {difference}")
     if told["rules_fault"]:
@@ -119,6 +131,8 @@ def judge(
 ) -> None:
     """What the judge says of the canary that answers now: each measure beside the champion's, the verdict, the next step."""
     clients = _writing(home, model)
+    from dataclasses import asdict
+
     from mlplatform.orchestration.assets.canary import rows
     from mlplatform.orchestration.canary_trial import judge_canary
 
@@ -129,7 +143,8 @@ def judge(
     lines = rows(told)
     if as_json:
         verdict = {"verdict": told.verdict.word, "reason": told.step.reason, "step": told.step.action, "percent": told.step.percent}
-        print_json({"model": model, "canary": told.trial.canary, "champion": told.trial.champion, **verdict, "measures": lines})
+        measures = [asdict(finding) for finding in told.verdict.findings]
+        print_json({"model": model, "canary": told.trial.canary, "champion": told.trial.champion, **verdict, "measures": measures})
         return
     table(f"{model}: canary {told.trial.canary} beside champion {told.trial.champion}, {told.progress.percent:g} %", lines, empty="")
     say(f"verdict  {told.verdict.word}: {told.verdict.reason}")
@@ -206,8 +221,17 @@ def _reading(home: Path, model: str) -> "Clients":
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> None:
-    short = ("at", "action", "version", "previous_version", "actor", "reason")
-    table(title, [{name: row[name] for name in short} | {"at": short_time(row["at"])} for row in rows], empty="never deployed")
+    from mlplatform.deployment.history import told_action
+
+    shown = [
+        {
+            "at": short_time(row["at"]),
+            "action": told_action(row["action"], row["evidence"]),
+            **{name: row[name] for name in ("version", "previous_version", "actor", "reason")},
+        }
+        for row in rows
+    ]
+    table(title, shown, empty="never deployed")
 
 
 def _tell(decision: "Decision") -> None:

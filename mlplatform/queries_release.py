@@ -73,7 +73,7 @@ def deployment(clients: "Clients", model: str, last: int) -> dict[str, Any]:
     """What serves now, beside the states of the newest versions and the newest entries, newest first. Raises QuestionError for a model
     without versions."""
     from mlplatform.clients.registry import UnknownModelError
-    from mlplatform.contracts import GATES_TAG, PREVIOUS, SHADOW, TRAINED_BY_TAG
+    from mlplatform.contracts import CANARY, GATES_TAG, PREVIOUS, SHADOW, TRAINED_BY_TAG
     from mlplatform.deployment.states import State, states
     from mlplatform.orchestration.release_state import found_differences, unverified
     from mlplatform.orchestration.traffic_state import traffic_state
@@ -84,7 +84,8 @@ def deployment(clients: "Clients", model: str, last: int) -> dict[str, Any]:
         raise QuestionError(f"no version of {model} is registered yet: `mlplatform demo`, or materialize model/{model}") from missing
     state, entries = traffic_state(clients, model), clients.ledger.entries(model)
     by_version = states(entries)
-    verdicts = [entry for entry in entries if entry.action == "verdict"]
+    canary = state.aliases.get(CANARY)
+    verdicts = [entry for entry in entries if entry.action == "verdict" and canary in (None, entry.version)]
     return {
         "model": model,
         "variants": _variants(state.shares()) if state.aliases else [],
@@ -105,12 +106,13 @@ def deployment(clients: "Clients", model: str, last: int) -> dict[str, Any]:
             for v in versions[:last]
         ],
         "verdict": entry_row(verdicts[-1]) if verdicts else None,
+        "no_verdict": "none" if canary is None else f"none yet of version {canary}",
         "entries": [entry_row(entry) for entry in reversed(entries[-last:])],
     }
 
 
 def verdict_text(row: dict[str, Any]) -> str:
-    return f"version {row['version']}: {row['evidence'].get('verdict', '')} ({row['reason']}) at {short_time(row['at'])}"
+    return f"version {row['version']}: {row['evidence'].get('verdict', '')} ({row['reason']}), since {short_time(row['at'])}"
 
 
 def _variants(shares: Sequence[tuple[str, int | None, float]]) -> list[dict[str, Any]]:

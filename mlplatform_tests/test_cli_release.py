@@ -174,6 +174,17 @@ def test_a_version_is_signed_off_turned_down_and_shown_with_its_state(registered
     assert "newest versions" in shown
 
 
+@pytest.mark.parametrize("words", [["approve", MODEL, "1"], ["reject", MODEL, "1"], ["rollback", MODEL]])
+def test_a_decision_without_a_reason_is_none(words) -> None:
+    answer = CliRunner().invoke(cli.app, [*words, "--reason", " \n"])
+    assert answer.exit_code == 2
+    assert "say why" in answer.output
+
+
+def test_what_has_not_come_yet_was_never_served(registered, fails) -> None:
+    assert "has not come yet: the platform's clock stands at" in fails("history", MODEL, "--at", "2150-01-01", "--home", str(registered))
+
+
 def test_a_registry_that_takes_the_call_and_says_nothing_is_named(fails, monkeypatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("MLPLATFORM_MLFLOW_URL", f"http://127.0.0.1:{server.getsockname()[1]}")

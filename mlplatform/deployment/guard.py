@@ -3,7 +3,7 @@
 Belongs here: comparing. Does not belong here: reading or writing either side.
 
 A difference has two causes. Either a change was cut off between its alias and its entry, or somebody moved an alias by hand in MLflow.
-What may answer callers is recorded late; what may not is put back to what the ledger says, since the service refused it anyway.
+What may answer callers is recorded late; what may not (no seal, rejected, not approved) is put back to what the ledger says.
 """
 
 from collections.abc import Mapping
@@ -30,8 +30,8 @@ class Difference:
         return "the alias '{}' names {}, the ledger says {}".format(self.alias, *versions) + (f": {self.why}" if self.why else "")
 
 
-def differences(recorded: Served, found: Served, unverified: Mapping[int, str]) -> tuple[Difference, ...]:
-    """`unverified`: why a version must not answer callers, for those that must not."""
+def differences(recorded: Served, found: Served, unfit: Mapping[int, str]) -> tuple[Difference, ...]:
+    """`unfit`: why a version must not answer callers, for those that must not."""
     pairs = (
         (PRODUCTION, found.production, recorded.production),
         (CANARY, found.canary, recorded.canary),
@@ -44,8 +44,8 @@ def differences(recorded: Served, found: Served, unverified: Mapping[int, str]) 
         why = ""
         if have is None:
             why = "it was deleted, and nothing serves without it" if alias == PRODUCTION else ""
-        elif alias != SHADOW and have in unverified:
-            why = f"version {have} must not answer: {unverified[have]}"
+        elif alias != SHADOW and have in unfit:
+            why = f"version {have} must not answer: {unfit[have]}"
         wrong.append(Difference(alias, have, wanted, why))
     if recorded.rules != found.rules:
         wrong.append(Difference("", None, None))

@@ -6,10 +6,10 @@ The order written is the order of events. A clock that was set back does not cha
 it and all entries before it. From `at` on, inclusive.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -75,6 +75,15 @@ def served_at(entries: Sequence[LedgerEntry], at: datetime) -> Served:
 def latest(entries: Sequence[LedgerEntry]) -> Served:
     """What serves after the last entry."""
     return next((served for _, served in reversed([*changes(entries)])), Served())
+
+
+def told_action(action: str, evidence: Mapping[str, Any]) -> str:
+    """An entry's action for a person: a change of the traffic with the canary's share."""
+    try:
+        rules = TrafficRules.model_validate_json(str(evidence["rules"])) if action == "traffic" else None
+    except (KeyError, ValidationError):
+        return action
+    return action if rules is None else f"traffic: {rules.canary.weight:g} %"
 
 
 def _after(now: Served, entry: LedgerEntry) -> Served:

@@ -300,9 +300,9 @@ def _finding(policy: CanaryPolicy, measure: Measure, track: Track) -> Finding:
         state = "worse"
     elif safe >= safe_at(policy):
         state = "safe"
-    told = f"{measure}: {difference:+.4f} to the champion, in [{low:+.4f}, {high:+.4f}]"
-    limit = f"at most {tolerance.margin:g} is not worse" if state != "worse" else f"above {tolerance.harm:g} is worse"
     n = float(track.canary_n), float(track.champion_n)
+    told = f"{measure}: {difference:+.4f} to the champion, in [{low:+.4f}, {high:+.4f}], from {n[0]:.0f} and {n[1]:.0f}"
+    limit = f"at most {tolerance.margin:g} is not worse" if state != "worse" else f"above {tolerance.harm:g} is worse"
     if track.off_centre and min(n) > 0:
         off = (float(total) / seen - 0.5 for total, seen in zip((track.canary_total, track.champion_total), n, strict=True))
         told += "; off by {:+.4f} and {:+.4f}".format(*off)

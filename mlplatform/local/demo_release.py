@@ -150,6 +150,8 @@ class Release:
             version = self.demo.clients.registry.versions(name)[0].version
             refused = self._refusal(self.demo.runner)
             if refused and ungated is not None:
+                told = f"version {version}, {what}: {_shortened(refused)}; now as if there were no gates"
+                report.console.print(told, highlight=False)
                 refused_still = self._refusal(ungated)
                 assert not refused_still, refused_still
             self.demo.runner.run(self.demo.runner.keys("deployment", names=[name]))
@@ -202,12 +204,14 @@ class Release:
         """What became of each version, and the ledger, which says the same."""
         from rich.table import Table
 
+        from mlplatform.deployment.history import told_action
+
         console = self.demo.report.console
         table = Table(title="Who asked for production", show_lines=True)
-        for name in ("version", "what it is", "its gates", "as canary", "answers meanwhile", "after", "why"):
-            table.add_column(name, justify="right" if name in ("version", "answers meanwhile", "after") else "left", overflow="fold")
+        for name in ("version", "what it is", "its gates", "as canary", "answers of all", "after", "why"):
+            table.add_column(name, justify="right" if name in ("version", "answers of all", "after") else "left", overflow="fold")
         for c in self.chapters:
-            row = (str(c.version), c.what, c.gates, c.outcome, f"{c.answers:,}", _hours(c.took), c.reason)
+            row = (str(c.version), c.what, _shortened(c.gates), c.outcome, f"{c.answers:,}", _hours(c.took), c.reason)
             table.add_row(*row, style="red" if c.fault else None)
         show(table, console)
         ledger = Table(title=f"The ledger of {self.demo.model.name}")
@@ -216,12 +220,19 @@ class Release:
         before = ""
         for e in self.demo.clients.ledger.entries(self.demo.model.name):
             told = '"' if e.reason == before else e.reason  # one step is several entries for one reason
-            ledger.add_row(f"{e.at.astimezone(UTC):%d %b %H:%M}", e.action, "" if e.version is None else str(e.version), e.actor, told)
+            action = told_action(e.action, e.evidence)
+            ledger.add_row(f"{e.at.astimezone(UTC):%d %b %H:%M}", action, "" if e.version is None else str(e.version), e.actor, told)
             before = e.reason
         show(ledger, console)
         for chapter in self.chapters:
             if chapter.fault:
                 console.print(f"[red]{chapter.fault}[/red]")
+
+
+def _shortened(reason: str) -> str:
+    """The first of several reasons, and how many more there are."""
+    first, *others = reason.split("; ")
+    return f"{first}; and {len(others)} more" if len(others) > 1 else reason
 
 
 def _hours(span: timedelta) -> str:

@@ -16,11 +16,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from mlplatform.cli_options import HERE
 from mlplatform.printing import show
 
 if TYPE_CHECKING:
     from mlplatform.local.profile import LocalPlatform
     from mlplatform.local.replay import OnTick
+
+
+def down_command(home: Path) -> str:
+    """What ends the platform under `home`."""
+    return "make down" if home.absolute() == HERE.absolute() else f"mlplatform down --home {home}"
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,8 @@ class Report:
             for service in platform.supervisor.services:
                 if service.url:
                     self.console.print(f"  [bold]{service.name:<18}[/bold] {service.url}", highlight=False)
-            self.console.print("Everything is left running; `make down` stops it.")
+            told = f"Everything is left running, schedules and sensors too, which may train; `{down_command(self.home)}` stops it."
+            self.console.print(told, highlight=False, soft_wrap=True)
         else:
             self.console.print(
                 "Everything is stopped. `make up` starts it again with a UI to look around: Dagster, MLflow, the service's /docs."

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from mlplatform.clock import SimulatedClock
 from mlplatform.local.profile import LocalPlatform
+from mlplatform.local.report import Report, down_command
 from mlplatform.local.revive import revive
 from mlplatform.local.service_state import read_state, stop_recorded
 
@@ -25,7 +26,7 @@ def run_up(home: Path, speed: float = 1.0) -> int:
     services = read_state(home.absolute()).services
     ended = [service.name for service in services if not service.running]
     if services and not ended:
-        console.print(f"Already running under {home} ({', '.join(s.name for s in services)}); `make down` stops it.")
+        console.print(f"Already running under {home} ({', '.join(s.name for s in services)}); `{down_command(home)}` stops it.")
         return 0
     if len(ended) < len(services):
         console.print(f"Of the platform under {home}, {', '.join(ended)} has ended: starting it again, nothing else.")
@@ -47,7 +48,6 @@ def run_up(home: Path, speed: float = 1.0) -> int:
 
 def _build_and_keep(home: Path, speed: float) -> int:
     from mlplatform.local.demo import Demo
-    from mlplatform.local.report import Report
 
     report = Report(home, "[bold]mlplatform up[/bold]: January to August 2013 from the source systems to a serving model")
     with report.live(), LocalPlatform(home=home) as platform:
@@ -64,7 +64,7 @@ def _say_where(console: Console, platform: LocalPlatform, speed: float) -> None:
         if service.url:
             console.print(f"  [bold]{service.name:<18}[/bold] {service.url}{'/docs' if service.name == 'serving' else ''}", highlight=False)
     console.print(f"The simulated clock stands at {platform.clock.now():%Y-%m-%d %H:%M} UTC, {speed:g} times as fast as the wall's.")
-    console.print("`make down` stops everything.")
+    console.print(f"`{down_command(platform.home)}` stops everything.", soft_wrap=True)
 
 
 def run_down(home: Path) -> int:

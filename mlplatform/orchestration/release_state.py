@@ -112,7 +112,15 @@ def _compared(clients: Clients, model: str, versions: tuple[ModelVersion, ...]) 
     rules = rules_on_record(clients, model) or recorded.rules
     found = Served(aliases.get(PRODUCTION), aliases.get(CANARY), aliases.get(SHADOW), rules)
     carried = [v for v in versions if set(v.aliases) & {PRODUCTION, CANARY}]
-    return differences(recorded, found, {v.version: why for v in carried if (why := unverified(clients, v))})
+    return differences(recorded, found, {v.version: why for v in carried if (why := _unfit(clients, v))})
+
+
+def _unfit(clients: Clients, version: ModelVersion) -> str:
+    """Why no hand may let the version answer callers: its seal, its rejection, or an approval that nobody gave. One that served before
+    needs no new approval: a rollback to it does not ask for one either."""
+    state = states(clients.ledger.entries(version.model)).get(version.version, State.CANDIDATE)
+    reasons = () if state in (State.PRODUCTION, State.RETIRED) else unapproved(clients, version)
+    return unverified(clients, version) or "; ".join(reasons)
 
 
 def _put_back(clients: Clients, model: str, difference: Difference, actor: str, run_id: str) -> None:

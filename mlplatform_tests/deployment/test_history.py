@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlplatform.contracts import Arm, CanaryRule, Experiment, TrafficRules
-from mlplatform.deployment.history import Served, changes, latest, served_at
+from mlplatform.deployment.history import Served, changes, latest, served_at, told_action
 from mlplatform.records import LedgerEntry
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -102,3 +102,10 @@ def test_the_shares_of_canary_and_arms_are_of_the_versions_of_that_moment() -> N
 def test_rules_that_a_later_release_no_longer_reads_leave_the_rest_told() -> None:
     odd = replace(entry(at(1), "traffic", (5, None)), evidence={"rules": '{"from": "another time"}'})
     assert served_at([entry(at(0), "promote", 1), odd], at(2)) == Served(1, since=at(0))
+
+
+def test_a_change_of_the_traffic_is_told_with_the_canarys_share_and_anything_else_as_it_is() -> None:
+    rules = TrafficRules(canary=CanaryRule(weight=12.5)).canonical_json()
+    assert told_action("traffic", {"rules": rules}) == "traffic: 12.5 %"
+    assert [told_action("traffic", e) for e in ({}, {"rules": "no rules"})] == ["traffic", "traffic"]
+    assert told_action("promote", {"rules": rules}) == "promote"

@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from mlplatform.deployment.history import latest
+from mlplatform.deployment.history import latest, told_action
 from mlplatform.deployment.timeline import timeline
 from mlplatform.orchestration import policy
 from mlplatform.orchestration.assets.evaluation import newest_version
@@ -58,7 +58,10 @@ def seen(clients: Clients, model: str) -> dict[str, Any]:
     entries = clients.ledger.entries(model)
     verdict = next((e for e in reversed(entries) if e.action == "verdict"), None)
     judged = [] if verdict is None else [("version", verdict.version), ("reason", verdict.reason), *sorted(verdict.evidence.items())]
-    rows = ((e.at.isoformat(timespec="seconds"), e.action, e.version, e.previous_version, e.actor, e.reason) for e in reversed(entries))
+    rows = (
+        (e.at.isoformat(timespec="seconds"), told_action(e.action, e.evidence), e.version, e.previous_version, e.actor, e.reason)
+        for e in reversed(entries)
+    )
     return {
         "split": dg.MetadataValue.md(md_table(("variant", "version", "percent"), latest(entries).shares())),
         "last_verdict": dg.MetadataValue.md(md_table(("", "of the judge"), judged)) if judged else "none",

@@ -174,9 +174,11 @@ def record(clients: Clients, version: ModelVersion, result: Evaluation, pictures
     seal = sealed_tags(clients, version, evaluation) if result.passed else {VERIFIED_TAG: ""}
     told = {GATE_RESULTS_TAG: json.dumps([asdict(gate) for gate in result.gates]), EVALUATION_TAG: evaluation}
     clients.registry.set_tags(version, {**told, GATES_TAG: "passed" if result.passed else "refused", **seal})
-    evidence = {**result.metrics, "evaluation_sha256": evaluation_sha256(evaluation), "mlflow_run": version.run_id}
+    asked = "; ".join(f"{gate.name} {gate.bound}".strip() for gate in result.gates if gate.blocking) or "none"
+    evidence = {**result.metrics, "gates_asked": asked, "evaluation_sha256": evaluation_sha256(evaluation), "mlflow_run": version.run_id}
     if result.passed:
-        reason = "every blocking gate passed"
+        blocking = sum(gate.blocking for gate in result.gates)
+        reason = f"every blocking gate passed ({blocking})"
         entry = LedgerEntry(
             clients.clock.now(), version.model, "pass", "", version.version, result.champion_version, GATES, reason, run_id, evidence
         )

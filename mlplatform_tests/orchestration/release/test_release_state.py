@@ -85,6 +85,35 @@ def test_an_alias_given_by_hand_to_a_version_that_failed_is_put_back_recorded_an
     assert settle(clients, model, "guard") == ()
 
 
+@pytest.mark.parametrize("alias", [PRODUCTION, CANARY])
+def test_an_alias_given_by_hand_to_a_rejected_version_is_put_back_though_its_seal_is_right(clients, model, alias):
+    promote(clients, model, 1, "ann")
+    set_canary(clients, model, 2, 5, "ann", "trial")
+    finish_canary(clients, model, 2, "reject", "judge", "slow")
+    clients.registry.set_alias(model, alias, 2)
+    settle(clients, model, "guard")
+    assert carried(clients, model) == {PRODUCTION: 1}
+    assert told(clients, model)[-1][0] == "restore"
+    assert "version 2 was rejected by judge: slow" in clients.ledger.entries(model)[-1].reason
+    approve(clients, model, 2, "zoe", "it was the machine")
+    clients.registry.set_alias(model, alias, 2)
+    settle(clients, model, "guard")
+    assert carried(clients, model)[alias] == 2
+
+
+def test_an_alias_given_by_hand_to_a_version_that_waits_for_approval_is_put_back_and_one_that_served_before_is_not(clients, model, needs):
+    promote(clients, model, 1, "ann")
+    needs("person")
+    clients.registry.set_alias(model, PRODUCTION, 2)
+    settle(clients, model, "guard")
+    assert carried(clients, model)[PRODUCTION] == 1
+    approve(clients, model, 2, "zoe", "read")
+    promote(clients, model, 2, "ann")
+    clients.registry.set_alias(model, PRODUCTION, 1)
+    settle(clients, model, "guard")
+    assert carried(clients, model)[PRODUCTION] == 1
+
+
 @pytest.mark.parametrize(
     "tags", [{GATES_TAG: "passed"}, {GATES_TAG: "passed", EVALUATION_TAG: '{"auc": 0.99}', VERIFIED_TAG: "sha256:" + "0" * 64}]
 )
