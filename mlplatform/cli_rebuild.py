@@ -38,9 +38,10 @@ def rebuild(
     from mlplatform.features.declared import plans
     from mlplatform.orchestration import rebuild as again
     from mlplatform.orchestration.resources import Clients
-    from mlplatform.queries import require_known
+    from mlplatform.queries import require_known, require_registry
 
     require_known(settings, model)
+    require_registry(settings, home)
     catalog, spec = next((catalog, spec) for catalog in catalogs() for spec in catalog.models if spec.name == model)
     if verify and not as_json:
         say(f"{model} version {version}: reading its tables as they were, and training it again …")

@@ -74,7 +74,7 @@ def deployment(
     """What serves now: split, way back, states of the newest versions, the judge's last verdict, the last entries."""
     from mlplatform import queries_release
 
-    told = queries_release.deployment(_reading(home, model), model, last)
+    told = queries_release.deployment(_there(home, model), model, last)
     if as_json:
         print_json(told)
         return
@@ -156,7 +156,7 @@ def judge(
 
 def experiment(model: Model, home: Home = HERE, as_json: AsJson = False) -> None:
     """The A/B experiment that runs: entities per arm, what differs from the control, and how sure that is. Readable at any time."""
-    clients = _reading(home, model)
+    clients = _there(home, model)
     from dataclasses import asdict
 
     from mlplatform.orchestration.experiment_state import effect_rows, experiment_result
@@ -205,6 +205,15 @@ def _writing(home: Path, model: str) -> "Clients":
     logging.getLogger("mlplatform.alerts").setLevel(logging.ERROR)
     require_redis(clients.settings)
     clients.registry.check()
+    return clients
+
+
+def _there(home: Path, model: str) -> "Clients":
+    """The clients of a platform that is there, for what only reads it: a mistyped home must not become one."""
+    clients = _reading(home, model)
+    from mlplatform.queries import require_registry
+
+    require_registry(clients.settings, home)
     return clients
 
 

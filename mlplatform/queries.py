@@ -79,6 +79,12 @@ def built_home(home: Path) -> "Settings":
     return settings
 
 
+def require_registry(settings: "Settings", home: Path) -> None:
+    """Raises NothingBuiltError where the registry would be a file under `home` and there is none: opening it would make one."""
+    if not settings.mlflow_url and not (settings.home / "mlflow" / "mlflow.db").exists():
+        raise NothingBuiltError(f"{home} holds no platform")
+
+
 def _recorded_environment(home: Path) -> dict[str, str]:
     path = home / "environment.json"
     if not path.exists():

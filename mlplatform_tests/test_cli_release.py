@@ -21,6 +21,7 @@ from mlplatform.contracts import (
     ContractField,
     ServingContract,
 )
+from mlplatform.queries import NothingBuiltError
 from mlplatform.verified import Identity, seal
 
 MODEL = "flight_disruption"
@@ -179,6 +180,13 @@ def test_a_decision_without_a_reason_is_none(words) -> None:
     answer = CliRunner().invoke(cli.app, [*words, "--reason", " \n"])
     assert answer.exit_code == 2
     assert "say why" in answer.output
+
+
+@pytest.mark.parametrize("words", [["deployment", MODEL], ["experiment", MODEL], ["rebuild", MODEL, "1"]])
+def test_a_mistyped_home_is_told_and_does_not_become_one(words, tmp_path) -> None:
+    answer = CliRunner().invoke(cli.app, [*words, "--home", str(tmp_path / "typo")])
+    assert isinstance(answer.exception, NothingBuiltError)
+    assert not (tmp_path / "typo").exists()
 
 
 def test_what_has_not_come_yet_was_never_served(registered, fails) -> None:
