@@ -31,6 +31,8 @@ ENVIRONMENT = "environment.json"
 PORTS = "ports.json"
 SERVICES = ("valkey", "sources", "mlflow", "reports", "serving", "dagster", "stream")
 
+BENCH = "bench"  # what the benches install for the services they compare with; no part of a platform, and left alone
+
 # What a new demo starts without. The cache of the sample data stays: it is the same every time.
 STATE = ("lake", "mlflow", "valkey", "dagster", "feast", "optuna", "serving", "reports", "logs", "clock.json", ENVIRONMENT)
 
@@ -55,7 +57,8 @@ def refuse_to_reset(home: Path) -> None:
     """Raises HomeInUseError where a platform runs under `home`, or where what lies there is not a platform's."""
     if any(service.running for service in read_state(home).services):
         raise HomeInUseError(f"a platform runs under {home}, and this would remove its tables, models and history")
-    if not (home / "services.json").exists() and any(path.is_file() for path in home.rglob("*")):
+    others = [top for top in home.iterdir() if top.name != BENCH] if home.is_dir() else []
+    if not (home / "services.json").exists() and any(path.is_file() for top in others for path in (top, *top.rglob("*"))):
         raise HomeInUseError(f"{home} holds files that no platform wrote, and this would remove what is in its way there")
 
 

@@ -19,6 +19,15 @@ def test_an_empty_folder_or_none_may_be_taken(tmp_path: Path) -> None:
     refuse_to_reset(tmp_path)
 
 
+def test_what_a_bench_installed_for_its_peers_stops_no_demo(tmp_path: Path) -> None:
+    (tmp_path / "bench" / "peer").mkdir(parents=True)
+    (tmp_path / "bench" / "peer" / "installed").touch()
+    refuse_to_reset(tmp_path)
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(HomeInUseError, match="files that no platform wrote"):
+        refuse_to_reset(tmp_path)
+
+
 def test_a_folder_with_somebodys_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports" / "thesis.txt").write_text("years of work")
