@@ -34,8 +34,8 @@ class CanaryPolicy(BaseModel):
     one which is worse by a measure's margin is called not worse.
 
     Measures, each a share or a mean in [0, 1]: `errors` (requests that failed or timed out), `slow` (answers slower than the champion's
-    `slow_quantile` so far), `prediction` (mean of the predictions, in their range), `loss` (Brier score; for quantiles the pinball loss as
-    a share of the label's range), `calibration` (label less prediction, as a share of their range).
+    `slow_quantile` so far by more than `slow_slack_ms`), `prediction` (mean of the predictions, in their range), `loss` (Brier score; for
+    quantiles the pinball loss as a share of the label's range), `calibration` (label less prediction, as a share of their range).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +57,8 @@ class CanaryPolicy(BaseModel):
     loss: Tolerance = Tolerance(harm=0.0, margin=0.03)
     calibration: Tolerance = Tolerance(harm=0.05, margin=0.12)
     slow_quantile: Annotated[float, Field(ge=0.5, le=0.999)] = 0.95
+    # Beyond the quantile: a canary is asked less often, so its model lies in no cache, which costs tenths of a millisecond.
+    slow_slack_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     # The guard rail: a canary that is proven to fail in this share of requests more than the champion beside it ends at once.
     max_error_excess: Annotated[float, Field(ge=0, lt=1)] = 0.1
 

@@ -276,6 +276,11 @@ class Sketch:
     def n(self) -> int:
         return sum(self.counts.values())
 
+    @staticmethod
+    def bin_of(latency_ms: float) -> int:
+        """The bin of one latency."""
+        return math.ceil(math.log(max(latency_ms, _LOWEST_MS) / _LOWEST_MS) / math.log(_STEP) - 1e-9)
+
     def above(self, index: int) -> int:
         """How many are longer than `edge_ms(index)`."""
         return sum(count for i, count in self.counts.items() if i > index)

@@ -33,6 +33,7 @@ from mlplatform.deployment.confidence import (
     add_look,
     add_mean,
     differences,
+    edge_ms,
     interval,
     log_e,
     no_capital,
@@ -268,7 +269,7 @@ def _compared(policy: CanaryPolicy, look: Look, seen: Sketch) -> dict[Measure, t
         "calibration": (canary.residuals, champion.residuals),
     }
     if seen.n:
-        edge = seen.quantile(policy.slow_quantile)
+        edge = Sketch.bin_of(edge_ms(seen.quantile(policy.slow_quantile)) + policy.slow_slack_ms)
         arms["slow"] = (_slow(canary, edge), _slow(champion, edge))
     return arms
 

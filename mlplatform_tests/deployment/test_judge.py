@@ -68,6 +68,13 @@ def test_one_that_is_worse_is_called_so_for_the_measure_it_is_worse_in(fault, me
     assert measure in verdict.reason
 
 
+def test_tenths_of_a_millisecond_are_no_harm_unless_the_policy_says_so() -> None:
+    seen = looks(40, both=lambda _: {"slower": 0.05}, slower=0.1)  # a median of 0.27 ms beside one of 0.14
+    assert judge(POLICY, seen).word == "not worse"
+    strict = judge(CanaryPolicy(slow_slack_ms=0), seen)
+    assert [f.measure for f in strict.findings if f.state == "worse"] == ["slow"]
+
+
 def test_one_with_a_lower_loss_is_better() -> None:
     assert judge(POLICY, looks(40, both=lambda _: {"worse": 0.3}, worse=0.0)).word == "better"
 
