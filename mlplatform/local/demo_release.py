@@ -33,7 +33,7 @@ JUDGED_EVERY = timedelta(hours=4)
 # A verdict takes half a day to twelve days of nine hundred questions a day; more than this is a fault.
 PATIENCE = timedelta(days=21)
 _LOADED_WITHIN_S = 60.0
-_RESTS = ("promote", "reject", "end")
+_OUTCOMES = {"promote": "promoted", "reject": "rejected"}
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class Release:
                 schedule.advance(until)
                 self.at = until
                 self.replay.judge()
-        outcome = {None: "undecided", "promote": "promoted", "reject": "rejected"}.get(end.action if end else None, "undecided")
+        outcome = "undecided" if end is None else _OUTCOMES[end.action]
         reason = end.reason if end else f"no verdict within {PATIENCE.days} days"
         answers = self.demo.tally.answered - asked
         self.chapters.append(Chapter(version, what, refused or "passed", wanted, outcome, answers, self.at - began, reason))
@@ -196,7 +196,7 @@ class Release:
     def _end(self, version: int) -> "LedgerEntry | None":
         """The entry that ended the version's trial; None while it goes on."""
         entries = self.demo.clients.ledger.entries(self.demo.model.name)
-        return next((e for e in reversed(entries) if e.actor == "judge" and e.version == version and e.action in _RESTS), None)
+        return next((e for e in reversed(entries) if e.actor == "judge" and e.version == version and e.action in _OUTCOMES), None)
 
     # --- telling ---
 

@@ -16,7 +16,7 @@ from serving_app.main import create_app
 from serving_app.openapi import build_openapi
 from serving_app.router import ModelRouter
 
-schemathesis = pytest.importorskip("schemathesis")
+schemathesis = pytest.importorskip("schemathesis", reason="the extra `dev` is not installed")
 
 EXAMPLES = 40
 

@@ -13,8 +13,8 @@ import redis
 
 from mlplatform.contracts import PredictionRecord, prediction_stream
 
-triton = pytest.importorskip("tritonclient.http")
-utils = pytest.importorskip("tritonclient.utils")
+triton = pytest.importorskip("tritonclient.http", reason="the extra `dev` is not installed")
+utils = pytest.importorskip("tritonclient.utils", reason="the extra `dev` is not installed")
 
 PATH = "/v2/models/basket/infer"
 ROW = {"shop": "s1", "customer": 7, "placed_at": "2013-09-01T10:30:00Z", "price": 12.5, "items": 3, "channel": "store", "age": 30}
