@@ -123,7 +123,9 @@ class Lake:
         if before is None or self.identity(key) != (before[0], before[1] + 1):
             return
         for place in [kept for kept in self._kept if kept[:3] == (key, *before)]:
-            frame, days = self._kept.pop(place), place[3]
+            frame, days = self._kept.pop(place, None), place[3]
+            if frame is None:  # one that was kept before it in this loop took its room
+                continue
             if DAY not in rows.columns or set(rows.columns) != set(frame.columns):
                 continue
             added = rows if days is None else rows.filter(pl.col(DAY).is_between(days.first, days.last))

@@ -89,6 +89,22 @@ def test_the_frames_kept_stay_within_their_bound(tmp_path: Path, monkeypatch: py
     assert [place[0][1] for place in lake._kept] == [f"small{n}" for n in range(9 - len(sizes), 9)]
 
 
+def test_a_frame_that_grows_may_drive_out_another_of_the_same_table_while_both_follow_a_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_KEPT_BYTES", 4_000)
+    monkeypatch.setattr(module, "_LARGEST_KEPT", 4_000)
+    lake = Lake(str(tmp_path))
+    lake.append(KEY, _rows(*range(100)))
+    ranges = [DayRange(_DAYS_OF_TEST[0], last) for last in _DAYS_OF_TEST]
+    for days in ranges:
+        lake.read(KEY, days)
+    assert len(lake._kept) > 1
+    lake.append(KEY, _rows(*range(100, 200)))
+    assert sum(frame.estimated_size() for frame in lake._kept.values()) <= 4_000
+    assert [lake.read(KEY, days).height for days in ranges] == [200] * len(ranges)
+
+
 _DAYS_OF_TEST = [date(2013, 9, n) for n in range(1, 5)]
 
 
