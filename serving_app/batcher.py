@@ -33,37 +33,57 @@ _LARGE_ROWS = 256
 _BATCH_ROWS = 1024
 
 
-@dataclass(slots=True)  # not frozen: there is one for each request, and it would cost three times as much
-class Scored:
-    """A request's part of a batch: its rows are `start` to `end` of `assembled`.
+@dataclass(slots=True)
+class Batch:
+    """What was scored together.
 
-    `predictions` (rows,), `texts` what answer and log say of each row, `quantiles` (rows, levels) where the model answers them (the
-    prediction is their median). `moments`: of the batch's begin and of the end of reading, assembling and predicting, by
-    `time.perf_counter`.
+    `predictions` (rows,), `texts` what answers and log say of each row, `quantiles` (rows, levels) where the model answers them (the
+    prediction is their median). `moments`: of the begin and of the end of reading, assembling and predicting, by `time.perf_counter`.
     """
 
     requested_at: str  # ISO 8601 UTC, microseconds
     assembled: Assembled
-    start: int
-    end: int
     predictions: Sequence[float]
     texts: RowTexts
     quantiles: Sequence[Sequence[float]] | None = None
     moments: tuple[float, ...] = ()
 
+
+@dataclass(slots=True)  # not frozen: there is one for each request, and it would cost three times as much
+class Scored:
+    """A request's part of a batch: its rows are `start` to `end`."""
+
+    batch: Batch
+    start: int
+    end: int
+
+    @property
+    def predictions(self) -> Sequence[float]:
+        return self.batch.predictions[self.start : self.end]
+
+    @property
+    def quantiles(self) -> Sequence[Sequence[float]] | None:
+        """Of each row, where the model answers them."""
+        return None if self.batch.quantiles is None else self.batch.quantiles[self.start : self.end]
+
+    @property
+    def answered(self) -> Sequence[bytes]:
+        """What the answer says of each row."""
+        return self.batch.texts.answered[self.start : self.end]
+
     @property
     def matrix(self) -> npt.NDArray[np.float64]:
         """float64 (rows, features)."""
-        return self.assembled.matrix[self.start : self.end]
+        return self.batch.assembled.matrix[self.start : self.end]
 
     @property
     def imputed(self) -> list[Sequence[str]]:
         """Of each row the views whose values were replaced by defaults."""
-        return [self.assembled.imputed.get(row, _NONE) for row in range(self.start, self.end)]
+        return [self.batch.assembled.imputed.get(row, _NONE) for row in range(self.start, self.end)]
 
     def refused(self) -> list[tuple[int, str, Reason]]:
         """(row, view, why) where the contract says to refuse a view's missing or old value: then there is no prediction to give."""
-        return [(row - self.start, view, why) for row, view, why in self.assembled.refused if self.start <= row < self.end]
+        return [(row - self.start, view, why) for row, view, why in self.batch.assembled.refused if self.start <= row < self.end]
 
 
 class Waiting(Protocol):
@@ -138,6 +158,8 @@ class Batcher:
             while jobs := self._waiting.pop(handle, None):
                 for batch in _batches(jobs):
                     await self._run(handle, batch)
+                # Who asked while the batch was computed stands in the sockets still: one look at them makes the next batch larger.
+                await asyncio.sleep(0)
         finally:
             self._busy.discard(handle)
 
@@ -163,12 +185,12 @@ class Batcher:
         moments = started, read, *spent
         points, quantiles = (predictions, None) if handle.median is None else ([row[handle.median] for row in predictions], predictions)
         texts = handle.writer.write(assembled, points, quantiles)
+        batch = Batch(told, assembled, points, texts, quantiles, moments)
         start = 0
         for job in jobs:
             end = start + job.parsed.rows
             if not job.answer.done():  # the caller may have been cancelled
-                own = None if quantiles is None else quantiles[start:end]
-                job.answer.set_result(Scored(told, assembled, start, end, points[start:end], texts.part(start, end), own, moments))
+                job.answer.set_result(Scored(batch, start, end))
             start = end
 
     async def _compute(

@@ -10,7 +10,7 @@ who waits. It passes the same guard and admission, in the same order, as `middle
 
 import asyncio
 import time
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import structlog
 from starlette.types import Scope
@@ -33,7 +33,21 @@ _LARGEST_BODY = 65_536
 # Fields that want more than an answer to a body of known length. `origin`: a browser's, who may have to be told what it may read.
 _NOT_PLAIN = frozenset({b"expect", b"transfer-encoding", b"upgrade", b"origin", b"content-encoding"})
 
+# Heads that are remembered, and the longest; both come from outside, so the memory for them has an end.
+_KEPT, _LONGEST_HEAD = 256, 2_048
+# Fields with another value in each request: a head with one never comes again.
+_ONCE = frozenset({b"traceparent", b"tracestate", b"baggage", b"x-request-id"})
+
 log = structlog.get_logger(__name__)
+
+
+class Head(NamedTuple):
+    """What a request's head said, where it said that the request is plain. `headers`: not to be changed, later requests share them."""
+
+    model: str
+    path: str
+    headers: list[tuple[bytes, bytes]]
+    body_bytes: int
 
 
 class Connection(Protocol):
@@ -59,6 +73,7 @@ class HotRoute:
         self.around = around
         self.running: tuple[Predictor, int] | None = None
         self._plain: tuple[Any, bytes] = (None, b"")
+        self._heads: dict[bytes, Head] = {}
 
     def begin(self, connection: Connection, url: bytes, scope: Scope, keep_alive: bool) -> "HotRequest | None":
         """The request whose head has arrived, or None where the application shall answer it. `scope`: ASGI's, of a POST in HTTP/1.1; it
@@ -78,6 +93,35 @@ class HotRoute:
         if not 0 < size <= min(running[1], _LARGEST_BODY):
             return None
         return HotRequest(self, connection, scope, gate, running[0], model.decode(), keep_alive)
+
+    def remember(self, data: bytes, request: "HotRequest") -> None:
+        """Takes note of a head whose request was let in. `data`: what one read brought, the request its last one.
+
+        A caller sends the same head again and again, on every connection: reading it anew costs a twelfth of the whole request. Nothing
+        that is decided for each request is remembered: who asks, and whether he may, is asked anew.
+        """
+        head, _, body = data.partition(b"\r\n\r\n")
+        headers = request.scope["headers"]
+        if not request.let_in or not request.keep_alive or len(body) != len(request.body) or len(head) > _LONGEST_HEAD:
+            return  # refused; or more than one request, or less than one
+        if any(name in _ONCE for name, _ in headers):
+            return
+        if len(self._heads) >= _KEPT:
+            self._heads.clear()
+        self._heads[head] = Head(request.model, request.scope["path"], headers, len(body))
+
+    def known(self, data: bytes) -> Head | None:
+        """The head that `data` begins with, where the rest is exactly its body."""
+        end = data.find(b"\r\n\r\n")
+        head = self._heads.get(data[:end]) if end > 0 else None
+        return head if head is not None and len(data) == end + 4 + head.body_bytes else None
+
+    def again(self, connection: Connection, head: Head, scope: Scope) -> "HotRequest | None":
+        """As `begin`, for a head that is known."""
+        running, gate = self.running, self.around.protection.gate
+        if running is None or gate is None:
+            return None
+        return HotRequest(self, connection, scope, gate, running[0], head.model, keep_alive=True)
 
     def head(self, status: int, given: Fields, defaults: Fields, trace: RequestTrace | None) -> bytes:
         """Status line and header fields, but those of one answer alone. `defaults`: uvicorn's own (the date), a new list each second."""
@@ -103,15 +147,16 @@ class HotRequest(Running):
         "_predictor",
         "_question",
         "_route",
-        "_scope",
         "_trace",
         "_working_since",
         "body",
         "disconnected",
         "keep_alive",
+        "model",
         "more_body",
         "request_id",
         "response_complete",
+        "scope",
     )
     message_event = _Unheard()
 
@@ -129,7 +174,7 @@ class HotRequest(Running):
         self._route = route
         self._around = around = route.around
         self._connection = connection
-        self._scope = scope
+        self.scope = scope
         self._gate = gate
         self._admission = gate.guard.admission
         self._predictor = predictor
@@ -139,6 +184,7 @@ class HotRequest(Running):
         self._working_since = 0.0  # monotonic seconds; 0.0 while it holds no place in the work
         self.body = b""
         self.keep_alive = keep_alive
+        self.model = model
         self.more_body = True
         self.disconnected = False
         self.response_complete = False
@@ -153,6 +199,11 @@ class HotRequest(Running):
             return
         self._exchange = predictor.exchange(model, state)
         gate.deadlines.open.add(self)
+
+    @property
+    def let_in(self) -> bool:
+        """Whether the guard let it pass."""
+        return self._exchange is not None
 
     # --- of uvicorn's protocol --------------------------------------------------------------------------------------
 
@@ -214,7 +265,7 @@ class HotRequest(Running):
     def _fail(self, error: Exception) -> None:
         if not isinstance(error, ProblemError):
             trace_id = "" if self._trace is None else self._trace.trace_id
-            log.error("request_failed", path=self._scope["path"], **ids(self._scope, self.request_id, trace_id), exc_info=error)
+            log.error("request_failed", path=self.scope["path"], **ids(self.scope, self.request_id, trace_id), exc_info=error)
             error = UNFORESEEN
         body = problem_body(error.status, error.kind, error.detail, error.errors, self.request_id)
         more = [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
@@ -260,8 +311,8 @@ class HotRequest(Running):
             self._exchange.end(status or LEFT)
         trace = self._trace
         if trace is not None:
-            trace.end(self._scope, status, self.request_id)
-        self._around.requests.ended(self._scope, status, now - self.started, self.request_id, "" if trace is None else trace.trace_id)
+            trace.end(self.scope, status, self.request_id)
+        self._around.requests.ended(self.scope, status, now - self.started, self.request_id, "" if trace is None else trace.trace_id)
 
 
 def _lines(fields: Fields) -> bytes:

@@ -17,9 +17,10 @@ from serving_app.router import Choice
 def log_entry(choice: Choice, request_id: str, parsed: ParsedInputs, scored: Scored, latency_ms: float) -> LogEntry:
     """The records of one request."""
     handle = choice.handle
-    told = request_id.encode(), scored.requested_at.encode(), choice.logged, latency_ms
+    batch = scored.batch
+    told = request_id.encode(), batch.requested_at.encode(), choice.logged, latency_ms
     common = b'"request_id":"%b","requested_at":"%b",%b,"latency_ms":%.3f' % told
-    return LogEntry(handle.name, common, scored.texts.logged, parsed.received, scored.matrix, given_features(handle, parsed.given))
+    return LogEntry(handle.name, common, batch.texts, scored.start, parsed.received, given_features(handle, parsed.given))
 
 
 def given_features(handle: ModelHandle, given: Given | None) -> Sequence[tuple[str, ...]] | None:

@@ -52,6 +52,7 @@ from serving_app.shadow import Shadow, ShadowBudget, Submit
 from serving_app.state_metrics import PartsCollector
 
 _LOG_TIMEOUT_S = 5.0  # nobody waits for it; a write given up too early is written twice
+_COLLECT_AT = 100_000  # objects made and not gone, beyond those at the last collection
 _CODE = ("serving_app", "feature_definitions", "mlplatform.contracts", "mlplatform.clock", "mlplatform.feature_store")
 _TITLE = "Prediction service"
 _DESCRIPTION = "Answers with the model version that carries the alias `production`, features read from the online store."
@@ -203,6 +204,8 @@ async def _watch(watcher: ModelWatcher, every_s: float) -> None:
     # What is loaded now stays: keeping it out of the collector's rounds takes the pauses out of the slowest answers.
     gc.collect()
     gc.freeze()
+    # A batch makes some ten thousand objects that are gone with it; at Python's 700 each is looked through several times meanwhile.
+    gc.set_threshold(_COLLECT_AT)
     await watcher.poll_forever(every_s)
 
 

@@ -19,7 +19,7 @@ from serving_app.features import FeaturePlan, FunctionOutputError, PlanError
 from serving_app.inputs import FieldFaultError, InputParser
 from serving_app.problems import ProblemError
 from serving_app.request_functions import FunctionRefusedError
-from serving_app.row_texts import RowWriter
+from serving_app.row_texts import RowWriter, members
 from serving_app.runtimes import Runtime, RuntimeRefusedError, load_runtime
 
 
@@ -87,6 +87,8 @@ class ModelHandle:
         self.parser = InputParser(contract)
         self.plan = FeaturePlan(contract)
         self.writer = RowWriter(contract)
+        # What every answer says of it, members of a JSON object.
+        self.told = members({"model": ref.model, "version": ref.version, "threshold": contract.threshold})
         self.stages = {stage: (ref.model, str(ref.version), stage) for stage in STAGES}
         # The place of the prediction among an answer's quantiles; None for an answer of one number.
         self.median = contract.median if contract.quantiles else None

@@ -175,7 +175,7 @@ class Predictor:
         self._metrics.stages.observe(choice.handle.stages["wait"], time.perf_counter() - asked)
         if exchange.trace is not None:
             exchange.trace.note(choice, scored)
-        if scored.assembled.refused and (refused := scored.refused()):
+        if scored.batch.assembled.refused and (refused := scored.refused()):
             raise _refusal(refused)
         self._metrics.predictions.add(choice.labels, parsed.rows)
         self._log.offer(log_entry(choice, exchange.request_id, parsed, scored, exchange.ms()))
@@ -200,11 +200,10 @@ def answer_body(answer: Answer, request_id: str, more: Sequence[Mapping[str, Any
     """The answer in our own protocol; `more` holds members to add to each input's part of it."""
     handle = answer.choice.handle
     before = b'{"request_id":"%b","input_index":' % request_id.encode()
-    rows = [b"%b%d,%b,%b" % (before, index, text, answer.choice.answered) for index, text in enumerate(answer.scored.texts.answered)]
+    rows = [b"%b%d,%b,%b" % (before, index, text, answer.choice.answered) for index, text in enumerate(answer.scored.answered)]
     if more is not None:
         rows = [b"%b,%b" % (row, orjson.dumps(added)[1:-1]) if added else row for row, added in zip(rows, more, strict=True)]
-    told = orjson.dumps({"model": handle.name, "version": handle.version, "threshold": handle.contract.threshold})
-    return b'%b,"predictions":[%b}]}' % (told[:-1], b"},".join(rows))
+    return b'{%b,"predictions":[%b}]}' % (handle.told, b"},".join(rows))
 
 
 def unknown_model(router: ModelRouter, watcher: ModelWatcher, model: str) -> ProblemError:

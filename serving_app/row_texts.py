@@ -10,21 +10,37 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
 from mlplatform.contracts import ServingContract
 from serving_app.features import Assembled
 
 
+class FeatureTexts:
+    """Each row's features as JSON, NaN as null; written for all rows when the first is asked for, which is after the answers have gone."""
+
+    __slots__ = ("_matrix", "_texts")
+
+    def __init__(self, matrix: npt.NDArray[np.float64]) -> None:
+        """`matrix` (rows, features), not changed any more."""
+        self._matrix = matrix
+        self._texts: Sequence[bytes] | None = None
+
+    def rows(self, start: int, end: int) -> Sequence[bytes]:
+        if self._texts is None:
+            self._texts = orjson.dumps(self._matrix, option=orjson.OPT_SERIALIZE_NUMPY)[2:-2].split(b"],[")
+        return self._texts[start:end]
+
+
 class RowTexts(NamedTuple):
-    """A text for each row, members of a JSON object without its braces and without `input_index`: as the log has them, and as the
-    answer has them."""
+    """A text for each row of a batch, members of a JSON object without its braces and without `input_index`: as the log has them, and as
+    the answer has them; and the features, which only the log has."""
 
     logged: Sequence[bytes]
     answered: Sequence[bytes]
-
-    def part(self, start: int, end: int) -> "RowTexts":
-        return RowTexts(self.logged[start:end], self.answered[start:end])
+    features: FeatureTexts
 
 
 class RowWriter:
@@ -51,9 +67,11 @@ class RowWriter:
             answered = [text + self._by_name % row for text, row in zip(logged, levels, strict=True)]
             logged = [text + self._by_place % row for text, row in zip(logged, levels, strict=True)]
         if self._threshold is None:
-            return RowTexts(logged, [text + b',"decision":null' for text in answered])
-        decisions = [b',"decision":true' if value >= self._threshold else b',"decision":false' for value in predictions]
-        return RowTexts(logged, list(map(bytes.__add__, answered, decisions)))
+            answered = [text + b',"decision":null' for text in answered]
+        else:
+            decisions = [b',"decision":true' if value >= self._threshold else b',"decision":false' for value in predictions]
+            answered = list(map(bytes.__add__, answered, decisions))
+        return RowTexts(logged, answered, FeatureTexts(whole.matrix))
 
 
 def members(told: Mapping[str, Any]) -> bytes:

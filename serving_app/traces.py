@@ -109,8 +109,8 @@ class RequestTrace:
         from opentelemetry.trace import set_span_in_context
 
         inside = set_span_in_context(self._span)
-        rows = len(self._scored.assembled.matrix)
-        moments = [self._began_ns + int((moment - self._began) * 1e9) for moment in self._scored.moments]
+        rows = len(self._scored.batch.assembled.matrix)
+        moments = [self._began_ns + int((moment - self._began) * 1e9) for moment in self._scored.batch.moments]
         for stage, start, end in zip(_STAGES, moments, moments[1:], strict=False):
             # A batch's stage: the same work stands in the traces of all its requests.
             self._tracer.start_span(stage, inside, attributes={"mlplatform.batch_inputs": rows}, start_time=start).end(end)

@@ -43,6 +43,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._head_bytes = 0
         self._idle_since = 0.0  # monotonic seconds since the last answer; 0.0 while one is under way, and before the first
         self._plain: HotRequest | None = None  # whose body arrives
+        self._between = True  # the parser has no message begun
         self._status, self._kind, self._detail = _BAD
 
     def connection_made(self, transport: Any) -> None:
@@ -56,13 +57,19 @@ class BoundedHttp(HttpToolsProtocol):
         if self.transport.is_closing():  # refused already; what is still on its way counts no more
             return
         self._idle_since = 0.0
+        begins = self._between
+        if begins and self._begun_before(data):
+            return
         self._head_bytes += len(data)
         super().data_received(data)
         if self._head_since and self._head_bytes > self.limits.head_bytes:
             self._refuse_head()
+        if begins and self._between and self._plain is not None and self.hot is not None:
+            self.hot.remember(data, self._plain)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._between = False
         self._head_since = time.monotonic()
 
     def on_headers_complete(self) -> None:
@@ -78,10 +85,38 @@ class BoundedHttp(HttpToolsProtocol):
         else:
             self.cycle = cast(Any, self._plain)
 
+    def _begun_before(self, data: bytes) -> bool:
+        """Whether `data` is one whole request behind a head that has been read before, byte for byte. It is begun; nobody reads its head
+        again."""
+        hot = self.hot
+        head = None if hot is None else hot.known(data)
+        if hot is None or head is None or not self._ready():
+            return False
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": head.path,
+            "root_path": "",
+            "headers": head.headers,
+            "client": self.client,
+            "state": self.app_state.copy(),
+        }
+        request = hot.again(self, head, scope)
+        if request is None:
+            return False
+        self._head_since = 0.0
+        self._plain = request
+        self.cycle = cast(Any, request)
+        request.more(data[-head.body_bytes :])
+        request.whole()
+        return True
+
+    def _ready(self) -> bool:
+        # Behind a request that is not answered yet one has to wait, and behind answers that nobody reads: uvicorn does both.
+        return (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused and not self.root_path
+
     def _plain_request(self, hot: "HotRoute") -> "HotRequest | None":
-        # Behind a request that is not answered yet it has to wait, and behind answers that nobody reads: uvicorn does both.
-        ready = (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
-        if not ready or self.root_path or self.parser.get_method() != b"POST" or self.parser.get_http_version() != "1.1":
+        if not self._ready() or self.parser.get_method() != b"POST" or self.parser.get_http_version() != "1.1":
             return None
         self.scope["method"] = "POST"
         self.scope["path"] = self.url.decode("latin-1")
@@ -95,6 +130,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._head_bytes = 0  # what came was a body
+        self._between = True
         if self._plain is None:
             super().on_message_complete()
         else:

@@ -214,6 +214,8 @@ def pictures(services: dict[str, str], home: Path) -> Iterator[Picture]:
     yield Picture("lineage-model", graph, _GRAPH, 2500, 2100, _NARROW_MENU + _NODE_TEXTS + _TOP_TO_BOTTOM)
     yield Picture("asset-columns", f"{dagster}/assets/validated/weather", _ASSET, 1440, 1000)
     yield Picture("asset-evaluation", f"{dagster}/assets/evaluation/flight_disruption", _ASSET, 1440, 1000, act=_SHOW % "reliability")
+    if (home / "lake" / "canary" / "flight_disruption").exists():  # after `demo --release`
+        yield Picture("asset-canary", f"{dagster}/assets/canary/flight_disruption", _ASSET, 1440, 1000, _NARROW_MENU, _SHOW % "timeline")
     yield Picture("serving-docs", f"{serving}/docs", "document.querySelectorAll('article').length > 3", 1280, 1500)
     if (report := newest_report(home)) is not None:
         yield Picture("drift-report", report.as_uri(), "document.querySelectorAll('.js-plotly-plot, canvas, table').length > 0", 1280, 1300)

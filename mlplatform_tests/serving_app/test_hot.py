@@ -10,7 +10,7 @@ import httpx
 import pytest
 import redis
 
-from serving_app.hot import HotRequest
+from serving_app.hot import HotRequest, HotRoute
 from serving_app.predictor import Predictor
 
 ROW = {"shop": "s1", "customer": 7, "placed_at": "2013-09-01T10:30:00Z", "price": 12.5, "items": 3, "channel": "store", "age": 30}
@@ -186,3 +186,93 @@ def test_a_connection_without_a_request_is_closed_after_the_declared_time(make_m
         connection.sendall(request())
         ((status, _, _),) = answers(connection)  # ends when the service closes
     assert status == 200
+
+
+@pytest.fixture
+def heads_read(monkeypatch) -> list[HotRoute]:
+    """The route, once for each head that it was told as it was read."""
+    read: list[HotRoute] = []
+    begin = HotRoute.begin
+
+    def noted(self: HotRoute, connection: Any, url: bytes, *others: Any) -> HotRequest | None:
+        read.append(self)
+        return begin(self, connection, url, *others)
+
+    monkeypatch.setattr(HotRoute, "begin", noted)
+    return read
+
+
+def at_hour(hour: int, **others: Any) -> dict[str, Any]:
+    """A body for which the model answers by the hour."""
+    return {"inputs": [ROW | others | {"placed_at": f"2013-09-01T{hour:02d}:30:00Z"}]}
+
+
+def predicted(connection: socket.socket, told: Iterator[tuple[int, dict[str, str], Any]], *pieces: bytes) -> float:
+    """The prediction for what is sent in these pieces, each in a packet of its own."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for piece in pieces:
+        connection.sendall(piece)
+        time.sleep(0.002)
+    status, _, body = next(told)
+    assert status == 200, body
+    prediction: float = body["predictions"][0]["prediction"]
+    return prediction
+
+
+def test_a_head_that_came_before_is_not_read_again_on_any_connection(start, heads_read) -> None:
+    client = start()
+    bodies = [at_hour(0), at_hour(1, price=9.5), at_hour(9, price=9.5), at_hour(22)]
+    wanted = [client.post(PATH, json=body, headers={"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-00"}) for body in bodies]
+    assert len(heads_read) == 4  # with a field that is another one each time nothing is remembered
+    heads_read.clear()
+    for _ in range(3):
+        with connect(client) as connection:
+            told = answers(connection)
+            got = [predicted(connection, told, request(body=body)) for body in bodies]
+            assert got == [answer.json()["predictions"][0]["prediction"] for answer in wanted]
+    assert len(heads_read) == 2  # two of the bodies are shorter by a digit
+
+
+def test_a_known_head_in_pieces_and_in_company_is_answered_like_any_other(start, heads_read) -> None:
+    client = start()
+    first, second = (at_hour(0), at_hour(22))
+    wanted = [client.post(PATH, json=body).json()["predictions"][0]["prediction"] for body in (first, second)]
+    assert wanted[0] != wanted[1]
+    whole = request(body=first)
+    with connect(client) as connection:
+        told = answers(connection)
+        predicted(connection, told, whole)
+        heads_read.clear()
+        assert predicted(connection, told, whole) == wanted[0]
+        assert not heads_read
+        for cut in range(1, len(whole), 7):
+            assert predicted(connection, told, whole[:cut], whole[cut:]) == wanted[0], cut
+            assert predicted(connection, told, whole) == wanted[0], cut
+        # A whole one and the begin of the next; the rest of it, and another.
+        connection.sendall(whole + request(body=second)[:40])
+        time.sleep(0.01)
+        connection.sendall(request(body=second)[40:] + whole)
+        assert [next(told)[2]["predictions"][0]["prediction"] for _ in range(3)] == [wanted[0], wanted[1], wanted[0]]
+        assert predicted(connection, told, request(body=second)) == wanted[1]
+
+
+def test_a_known_head_says_nothing_of_what_stands_behind_it(start) -> None:
+    client = start()
+    good = request()
+    with connect(client) as connection:
+        told = answers(connection)
+        predicted(connection, told, good)
+        head, _, body = good.partition(b"\r\n\r\n")
+        for wrong, status in ((b"{" + b" " * (len(body) - 1), 422), (body.replace(b'"s1"', b"0.25", 1), 422)):
+            connection.sendall(head + b"\r\n\r\n" + wrong)
+            assert next(told)[0] == status
+        connection.sendall(head + b"\r" + b"x" * (len(body) + 3))  # no end of a head at all
+        assert next(told)[0] == 400
+
+
+def test_what_is_remembered_of_heads_has_an_end(start, heads_read) -> None:
+    client = start()
+    many = [client.post(PATH, json={"inputs": [ROW]}, headers={"x-caller": f"{i}" * 100}) for i in range(600)]
+    assert {answer.status_code for answer in many} == {200}
+    assert len(heads_read) == 600
+    assert 0 < len(heads_read[0]._heads) <= 256

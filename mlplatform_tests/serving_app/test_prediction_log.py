@@ -17,10 +17,12 @@ from mlplatform.feature_store.pipe import Pipe
 from serving_app.log_entry import LogEntry
 from serving_app.log_spill import Spill
 from serving_app.prediction_log import PredictionLog
+from serving_app.row_texts import FeatureTexts, RowTexts
 
 
 def entries(count: int, request_id: str = "r") -> LogEntry:
-    return LogEntry("m", b'"request_id":"%b"' % request_id.encode(), [b'"imputed":[]'] * count, [{}] * count, np.full((count, 1), np.nan))
+    texts = RowTexts([b'"imputed":[]'] * count, [], FeatureTexts(np.full((count, 1), np.nan)))
+    return LogEntry("m", b'"request_id":"%b"' % request_id.encode(), texts, 0, [{}] * count)
 
 
 def balanced(log: PredictionLog) -> bool:
