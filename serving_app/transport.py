@@ -44,6 +44,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._idle_since = 0.0  # monotonic seconds since the last answer; 0.0 while one is under way, and before the first
         self._plain: HotRequest | None = None  # whose body arrives
         self._between = True  # the parser has no message begun
+        self._begun: HotRequest | None = None  # whose head was read last, in this read
         self._status, self._kind, self._detail = _BAD
 
     def connection_made(self, transport: Any) -> None:
@@ -61,11 +62,12 @@ class BoundedHttp(HttpToolsProtocol):
         if begins and self._begun_before(data):
             return
         self._head_bytes += len(data)
+        self._begun = None
         super().data_received(data)
         if self._head_since and self._head_bytes > self.limits.head_bytes:
             self._refuse_head()
-        if begins and self._between and self._plain is not None and self.hot is not None:
-            self.hot.remember(data, self._plain)
+        if begins and self._between and self._begun is not None and self.hot is not None:
+            self.hot.remember(data, self._begun)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -79,7 +81,7 @@ class BoundedHttp(HttpToolsProtocol):
             raise ValueError("head too long")  # httptools turns it into the error that ends in `send_400_response`
         self._head_since = 0.0
         self._head_bytes = 0
-        self._plain = None if self.hot is None else self._plain_request(self.hot)
+        self._plain = self._begun = None if self.hot is None else self._plain_request(self.hot)
         if self._plain is None:
             super().on_headers_complete()
         else:

@@ -173,11 +173,11 @@ class Registry:
 
     def metrics_of(self, version: ModelVersion) -> dict[str, float]:
         """The last value of every metric of the version's run."""
-        with self._client() as client, _unknown(version.model, version.version):
+        with self._client() as client, _unknown(version.model, version.version, "run of "):
             return {k: float(v) for k, v in client.get_run(version.run_id).data.metrics.items()}
 
     def params_of(self, version: ModelVersion) -> dict[str, str]:
-        with self._client() as client, _unknown(version.model, version.version):
+        with self._client() as client, _unknown(version.model, version.version, "run of "):
             return dict(client.get_run(version.run_id).data.params)
 
     def contract_of(self, version: ModelVersion) -> ServingContract:
@@ -379,14 +379,15 @@ def _is_unknown(refused: MlflowException) -> bool:
 
 
 @contextmanager
-def _unknown(model: str, version: int | None = None) -> Iterator[None]:
+def _unknown(model: str, version: int | None = None, of: str = "") -> Iterator[None]:
+    """`of`: what is asked for of the version, where it is not the version itself."""
     try:
         yield
     except MlflowException as refused:
         if not _is_unknown(refused):
             raise
         what = f"model '{model}'" if version is None else f"version {version} of model '{model}'"
-        raise UnknownModelError(f"the registry knows no {what}: {refused.message}") from refused
+        raise UnknownModelError(f"the registry knows no {of}{what}") from refused
 
 
 def _all_pages(search: Any, **arguments: Any) -> list[Any]:

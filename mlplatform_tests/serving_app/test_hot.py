@@ -270,6 +270,22 @@ def test_a_known_head_says_nothing_of_what_stands_behind_it(start) -> None:
         assert next(told)[0] == 400
 
 
+@pytest.mark.parametrize("before", [b"\n", b"\r\n", b"x"])
+def test_nothing_but_a_head_is_remembered_as_one(start, before: bytes) -> None:
+    """Who is let in may send line ends after a request, which begin none; they must not stand for his head from then on."""
+    client = start()
+    body = request().partition(b"\r\n\r\n")[2]
+    with connect(client) as connection:
+        told = answers(connection)
+        predicted(connection, told, request())
+        connection.sendall(before + b"\r\n\r\n" + (b"\r\n" * len(body))[: len(body)])
+        time.sleep(0.05)
+    with connect(client) as connection:
+        connection.settimeout(1)
+        connection.sendall(before + b"\r\n\r\n" + body)
+        assert not connection.recv(65_536).startswith(b"HTTP/1.1 200")
+
+
 def test_what_is_remembered_of_heads_has_an_end(start, heads_read) -> None:
     client = start()
     many = [client.post(PATH, json={"inputs": [ROW]}, headers={"x-caller": f"{i}" * 100}) for i in range(600)]
