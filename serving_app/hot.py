@@ -95,7 +95,7 @@ class HotRoute:
         return HotRequest(self, connection, scope, gate, running[0], model.decode(), keep_alive)
 
     def remember(self, data: bytes, request: "HotRequest") -> None:
-        """Takes note of a head whose request was let in. `data`: what one read brought, from a message's begin on; the request: the last one
+        """Takes note of a head whose request was let in. `data`: what one read brought, from a message's begin on; `request`: the last one
         whose head was in it.
 
         A caller sends the same head again and again, on every connection: reading it anew costs a twentieth of the whole request. Nothing

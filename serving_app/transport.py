@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving_app.problems import MEDIA_TYPE, problem_body
@@ -43,6 +44,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._head_bytes = 0
         self._idle_since = 0.0  # monotonic seconds since the last answer; 0.0 while one is under way, and before the first
         self._plain: HotRequest | None = None  # whose body arrives
+        self._asgi: Any = None  # the request that the application was given last
+        self._upgrading = b""  # the method of a request that wishes to go on in another protocol
         self._between = True  # the parser has no message begun
         self._begun: HotRequest | None = None  # whose head was read last, in this read
         self._status, self._kind, self._detail = _BAD
@@ -63,14 +66,38 @@ class BoundedHttp(HttpToolsProtocol):
             return
         self._head_bytes += len(data)
         self._begun = None
-        super().data_received(data)
+        self._feed(data)
         if self._head_since and self._head_bytes > self.limits.head_bytes:
             self._refuse_head()
         if begins and self._between and self._begun is not None and self.hot is not None:
             self.hot.remember(data, self._begun)
 
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade as upgrade:
+            # There is nothing to change to, so the request means what it means without the wish (RFC 9110, 7.8). The parser takes what
+            # stands behind such a head for another protocol's: it is given the head without the wish, and all of that behind it.
+            self.parser = HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+            self._feed(self._head_without_upgrade() + data[upgrade.args[0] :])
+        except HttpParserError:
+            self.send_400_response("")
+
+    def _head_without_upgrade(self) -> bytes:
+        kept = []
+        for name, value in self.headers:
+            if name == b"connection":
+                tokens = [token for token in value.split(b",") if token.strip().lower() not in _OF_UPGRADE]
+                kept += [(name, b",".join(tokens))] if tokens else []
+            elif name not in _OF_UPGRADE:
+                kept.append((name, value))
+        lines = b"".join(b"%b: %b\r\n" % field for field in kept)
+        return b"%b %b HTTP/1.1\r\n%b\r\n" % (self._upgrading, self.url, lines)
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._upgrading = b""
         self._between = False
         self._head_since = time.monotonic()
 
@@ -81,6 +108,11 @@ class BoundedHttp(HttpToolsProtocol):
             raise ValueError("head too long")  # httptools turns it into the error that ends in `send_400_response`
         self._head_since = 0.0
         self._head_bytes = 0
+        if self.parser.should_upgrade():
+            self._upgrading = self.parser.get_method()
+            if self._upgrading == b"CONNECT":
+                raise ValueError("this is no proxy")
+            return  # it comes again, without
         self._plain = self._begun = None if self.hot is None else self._plain_request(self.hot)
         if self._plain is None:
             super().on_headers_complete()
@@ -131,6 +163,8 @@ class BoundedHttp(HttpToolsProtocol):
             self._plain.more(body)
 
     def on_message_complete(self) -> None:
+        if self._upgrading:
+            return
         self._head_bytes = 0  # what came was a body
         self._between = True
         if self._plain is None:
@@ -149,8 +183,16 @@ class BoundedHttp(HttpToolsProtocol):
         else:
             self._idle_since = time.monotonic()
 
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._asgi = cycle
+        super()._start_asgi_task(cycle, app)
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        # uvicorn tells the request that came last, which may stand behind the one that is worked on.
+        if self._asgi is not None and not self._asgi.response_complete:
+            self._asgi.disconnected = True
+            self._asgi.message_event.set()
         if self._plain is not None:
             self._plain.lost()
 
@@ -198,6 +240,7 @@ class BoundedHttp(HttpToolsProtocol):
 
 
 _BAD = (400, "not-http", "this is no HTTP request")
+_OF_UPGRADE = frozenset({b"upgrade", b"http2-settings"})
 
 
 def bounded(limits: HeadLimits, hot: "HotRoute | None" = None) -> type[BoundedHttp]:

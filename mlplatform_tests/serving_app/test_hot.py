@@ -160,6 +160,19 @@ def test_what_nobody_foresaw_is_500_with_an_id_and_the_connection_goes_on(start,
     assert "secret" not in json.dumps(body)
 
 
+def test_a_caller_who_leaves_with_requests_behind_the_one_in_work_is_no_fault_of_the_services(start, capfd) -> None:
+    client = start()
+    large, get = request(body={"inputs": [ROW] * 300}), b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for after in range(16):
+        with connect(client) as connection:
+            connection.sendall((request() + get + large) * 12)
+            time.sleep(0.02 * after)
+    deadline = time.monotonic() + 10
+    while "mlplatform_requests_in_work 0.0" not in client.get("/metrics").text:
+        assert time.monotonic() < deadline
+    assert "request_failed" not in capfd.readouterr().out
+
+
 def test_a_caller_who_reads_no_answer_is_not_answered_without_end(start) -> None:
     """Answers pile up in the service until its own limit for a connection, then it reads no more of this caller."""
     client = start()
@@ -284,6 +297,36 @@ def test_nothing_but_a_head_is_remembered_as_one(start, before: bytes) -> None:
         connection.settimeout(1)
         connection.sendall(before + b"\r\n\r\n" + body)
         assert not connection.recv(65_536).startswith(b"HTTP/1.1 200")
+
+
+UPGRADE = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA"}
+
+
+def test_a_wish_for_another_protocol_is_passed_over(start, heads_read) -> None:
+    """Java's own client has it in its first request, and sends the body with it."""
+    client = start()
+    wanted = [client.post(PATH, json=at_hour(hour)).json()["predictions"][0]["prediction"] for hour in (0, 22)]
+    upgrading, plain = request(body=at_hour(0), **UPGRADE), request(body=at_hour(22))
+    head, _, body = upgrading.partition(b"\r\n\r\n")
+    with connect(client) as connection:
+        told = answers(connection)
+        for cuts in ((), (head + b"\r\n\r\n", body), (head[:30], head[30:] + b"\r\n\r\n" + body[:7], body[7:])):
+            assert predicted(connection, told, *(cuts or (upgrading,))) == wanted[0], cuts
+        connection.sendall(upgrading + plain + upgrading)
+        assert [next(told)[2]["predictions"][0]["prediction"] for _ in range(3)] == [wanted[0], wanted[1], wanted[0]]
+        assert predicted(connection, told, request(body=at_hour(22), Upgrade="websocket", Connection="keep-alive, Upgrade")) == wanted[1]
+        # What stands in a body is no request.
+        smuggled = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        wishes = "".join(f"{name}: {value}\r\n" for name, value in UPGRADE.items())
+        connection.sendall(
+            f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\n{wishes}Content-Length: {len(smuggled)}\r\n\r\n".encode() + smuggled
+        )
+        assert next(told)[0] == 422
+        assert predicted(connection, told, plain) == wanted[1]
+    with connect(client) as connection:
+        connection.sendall(b"CONNECT example.org:443 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        ((status, _, _),) = answers(connection)
+    assert status == 400
 
 
 def test_what_is_remembered_of_heads_has_an_end(start, heads_read) -> None:
