@@ -9,12 +9,14 @@ nobody reads any more. The notice is over when nobody is connected, or after its
 answered, the application ends (the prediction log writes what it holds), and the exit status is 0.
 """
 
+import asyncio
 import os
 import signal
+import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -25,12 +27,15 @@ from pydantic import ValidationError
 
 from serving_app.logs import configure_logs
 from serving_app.settings import ServingSettings, unknown_settings, what_is_wrong
-from serving_app.transport import HeadLimits, bounded, close_late
+from serving_app.transport import BoundedHttp, HeadLimits, bounded, close_late
 
 if TYPE_CHECKING:
     from serving_app.hot import HotRoute
 
 _TICKS_PER_S = 10  # of uvicorn's main loop
+_LAST_CALLERS = 4_096  # more than a listening socket holds
+_LOOK_S = 0.01
+_LAST_WORD_S = 0.25  # for who has connected and not yet asked
 _NEVER_STARTED = 3  # as uvicorn's own command ends then
 
 log = structlog.get_logger(__name__)
@@ -73,6 +78,30 @@ class Server(uvicorn.Server):
             log.info("service_ends", connections=len(self.server_state.connections), notice_s=self._notice_s)
         if now >= self._over_at or not self.server_state.connections:
             self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's, after the last callers. To close a socket that holds a connection nobody has accepted, or a request nobody has read,
+        resets it: its caller does not learn whether he was answered.
+        """
+        self._drain()
+        waiting = _accept_all([each for server in self.servers for each in server.sockets])
+        for server in self.servers:
+            server.close()
+        loop, certificate = asyncio.get_running_loop(), self.config.ssl
+        handshake_s = None if certificate is None else _LAST_WORD_S
+        taken = (loop.connect_accepted_socket(self._protocol, each, ssl=certificate, ssl_handshake_timeout=handshake_s) for each in waiting)
+        await asyncio.gather(*taken, return_exceptions=True)  # one that goes wrong is nobody's but its caller's
+        until = time.monotonic() + _LAST_WORD_S
+        await asyncio.sleep(_LOOK_S)
+        while time.monotonic() < until and not self.force_exit and any(map(_never_asked, self.server_state.connections)):
+            await asyncio.sleep(_LOOK_S)
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        """As uvicorn makes one for each connection."""
+        made: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = made(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return protocol
 
     def _renew_certificate(self) -> None:
         """New connections get the new certificate; those that are open go on. A pair that does not fit leaves the old one."""
@@ -160,6 +189,24 @@ def _check_certificate(settings: ServingSettings) -> None:
     except OSError as error:
         reason = getattr(error, "reason", None) or error.strerror or type(error).__name__
         raise OSError(f"the certificate {certificate} and its key {key} cannot be used: {reason}") from error
+
+
+def _accept_all(listening: Sequence[Any]) -> list[socket.socket]:
+    """The connections that wait to be accepted: the event loop takes them one by one, and callers may come as fast as that."""
+    accepted: list[socket.socket] = []
+    for each in listening:
+        with socket.socket(fileno=os.dup(each.fileno())) as own:  # not blocking, as the loop's
+            while len(accepted) < _LAST_CALLERS:
+                try:
+                    accepted.append(own.accept()[0])
+                except OSError:
+                    break
+                accepted[-1].setblocking(False)
+    return accepted
+
+
+def _never_asked(connection: Any) -> bool:
+    return isinstance(connection, BoundedHttp) and connection.cycle is None
 
 
 def _changed_at(config: uvicorn.Config) -> tuple[int, ...] | None:
