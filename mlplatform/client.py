@@ -9,6 +9,7 @@ too), and anything of the platform or the service (an application that copies th
 """
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -115,20 +116,56 @@ def _predicting(
         "POST",
         f"/v1/models/{quote(model, safe='')}/predict",
         params={name: "true" for name, wanted in asked.items() if wanted},
-        content=_body([dict(row) for row in inputs]),
+        content=_body(_rows(inputs)),
         headers={"content-type": "application/json"},
     )
 
 
+def _rows(inputs: object) -> list[Mapping[str, Any]]:
+    """Raises InvalidInputError for what is no list of objects, with what to do about the usual ones."""
+    if isinstance(inputs, Sequence) and all(isinstance(row, Mapping) for row in inputs):
+        return [dict(row) for row in inputs]
+    given, mend = type(inputs).__name__, "a list of one object for each prediction"
+    if isinstance(inputs, Mapping):
+        mend = "put the one input into a list: [row]"
+    elif hasattr(inputs, "to_dicts"):
+        mend = "give frame.to_dicts()"
+    elif hasattr(inputs, "to_dict"):
+        mend = 'give frame.to_dict("records")'
+    elif isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes):
+        given = "list of " + next(type(row).__name__ for row in inputs if not isinstance(row, Mapping))
+    raise InvalidInputError(f"inputs must be a list of objects, not a {given}: {mend}", (), kind="unsendable")
+
+
 def _body(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Values may be NumPy's and pandas' as they come out of a frame. Raises InvalidInputError that names a value JSON has no form for."""
-    try:
-        return orjson.dumps({"inputs": rows}, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
-    except TypeError as error:
-        faults = tuple(_unsendable(rows)) or (InputFault(str(error)),)
+    faults: tuple[InputFault, ...] = tuple(_infinite(rows))
+    if not faults:
+        try:
+            return orjson.dumps({"inputs": rows}, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
+        except TypeError as error:
+            faults = tuple(_unsendable(rows)) or (InputFault(str(error)),)
     first = faults[0]
     where = "" if first.input is None else f"input {first.input}, field '{first.field}': "
     raise InvalidInputError(f"{where}{first.detail}", faults, kind="unsendable")
+
+
+def _infinite(rows: Sequence[Mapping[str, Any]]) -> Iterator[InputFault]:
+    """orjson writes null for them, which is a missing value; what is not a number at all (NaN) means just that."""
+    for index, row in enumerate(rows):
+        for name, value in row.items():
+            if any(map(_is_infinite, value.values())) if isinstance(value, Mapping) else _is_infinite(value):
+                yield InputFault("an infinite number cannot be sent as JSON", index, str(name))
+
+
+def _is_infinite(value: object) -> bool:
+    """Of a Python float, or a scalar of NumPy's."""
+    if not isinstance(value, float) and not (hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0):
+        return False
+    try:
+        return math.isinf(value)  # type: ignore[arg-type]  # what has a dtype may be a number
+    except TypeError:
+        return False
 
 
 def _plain(value: object) -> Any:
@@ -143,8 +180,10 @@ def _unsendable(rows: Sequence[Mapping[str, Any]]) -> Iterator[InputFault]:
         for name, value in row.items():
             try:
                 orjson.dumps({name: value}, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
-            except TypeError:
-                yield InputFault(f"a value of type {type(value).__name__} cannot be sent as JSON", index, str(name))
+            except TypeError as error:
+                # An integer of more than 64 bits, half of a surrogate pair: orjson says so.
+                why = "" if str(error).startswith("Type is not") else f": {error}"
+                yield InputFault(f"a value of type {type(value).__name__} cannot be sent as JSON{why}", index, str(name))
 
 
 def _credential(api_key: str) -> dict[str, str]:

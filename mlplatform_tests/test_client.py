@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 
 from mlplatform.client import (
@@ -358,6 +359,27 @@ def test_a_value_that_cannot_be_sent_is_named(ask, script) -> None:
         ask("predict", "m", [{"x": 1}, {"x": 1j}])
     assert caught.value.faults == (InputFault("a value of type complex cannot be sent as JSON", 1, "x"),)
     assert (caught.value.status, script.bodies) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ({"x": 1}, "not a dict: put the one input into a list: [row]"),
+        (pd.DataFrame({"x": [1]}), 'not a DataFrame: give frame.to_dict("records")'),
+        (pl.DataFrame({"x": [1]}), "not a DataFrame: give frame.to_dicts()"),
+        ([{"x": 1}, 7], "not a list of int: a list of one object for each prediction"),
+        ("x", "not a str: a list of one object for each prediction"),
+        ([{"x": 1}, {"x": float("inf")}], "input 1, field 'x': an infinite number cannot be sent as JSON"),
+        ([{"x": np.float32("-inf")}], "input 0, field 'x': an infinite number cannot be sent as JSON"),
+        ([{"features": {"y": 1.0, "x": np.float64("inf")}}], "input 0, field 'features': an infinite number cannot be sent as JSON"),
+        ([{"x": 2**70}], "input 0, field 'x': a value of type int cannot be sent as JSON: Integer exceeds 64-bit range"),
+        ([{"x": "\ud800"}], "a value of type str cannot be sent as JSON: str is not valid UTF-8"),
+    ],
+)
+def test_what_cannot_be_sent_is_told_with_what_to_do(inputs: Any, told: str) -> None:
+    with PredictionClient("http://127.0.0.1:9") as client, pytest.raises(InvalidInputError) as caught:
+        client.predict("m", inputs)
+    assert told in str(caught.value)
 
 
 def test_a_time_limit_of_nothing_is_refused(ask, script) -> None:

@@ -320,10 +320,13 @@ def _feature(value: object, categories: tuple[str, ...] | None) -> float:
         return math.nan
     if isinstance(value, str) and categories is not None:
         return float(categories.index(value)) if value in categories else math.nan
+    kind = "a number or null" if categories is None else f"a category, its number (0 to {len(categories) - 1}) or null"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise FieldFaultError("must be a number or null" if categories is None else "must be a category, its number or null")
+        raise FieldFaultError(f"must be {kind}")
     if not math.isfinite(value) or abs(value) > _FLOAT32_MAX:
         raise FieldFaultError("must be a finite number")
+    if categories is not None and value not in range(len(categories)):
+        raise FieldFaultError(f"must be {kind}")
     return float(value)
 
 

@@ -20,7 +20,7 @@ _TITLES = {
     403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
-    408: "Body too slow",
+    408: "Request too slow",
     413: "Body too large",
     414: "Address too long",
     415: "Unsupported media type",

@@ -81,7 +81,9 @@ class BoundedHttp(HttpToolsProtocol):
             self.parser = HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
             self._feed(self._head_without_upgrade() + data[upgrade.args[0] :])
-        except HttpParserError:
+        except HttpParserError as error:
+            if (self._status, self._kind, self._detail) == _BAD:
+                self._detail = f"{self._detail}: {error.__context__ or error}"  # the parser's own words, none of the caller's
             self.send_400_response("")
 
     def _head_without_upgrade(self) -> bytes:

@@ -97,7 +97,10 @@ def test_the_record_names_what_was_given_and_which_code_answered(model, open_ser
         ({"orders": "many"}, "features.orders", "must be a number or null"),
         ({"orders": True}, "features.orders", "must be a number or null"),
         ({"orders": 1e39}, "features.orders", "must be a finite number"),
-        ({"channel": True}, "features.channel", "must be a category, its number or null"),
+        ({"channel": True}, "features.channel", "must be a category, its number (0 to 1) or null"),
+        ({"channel": 0.5}, "features.channel", "must be a category, its number (0 to 1) or null"),
+        ({"channel": 2}, "features.channel", "must be a category, its number (0 to 1) or null"),
+        ({"channel": -1}, "features.channel", "must be a category, its number (0 to 1) or null"),
         ([1, 2], "features", "must be an object of feature names and numbers"),
     ],
 )

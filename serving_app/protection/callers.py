@@ -43,9 +43,15 @@ class Caller:
 
 
 class Unrecognized(str):
-    """Why a credential was not accepted, fit for the client: it tells nothing that the client did not send."""
+    """Why a credential was not accepted, fit for the client: it tells nothing that the client did not send. `caller`: whose it was, for
+    the service's own log."""
 
-    __slots__ = ()
+    caller: str | None = None
+
+    def of(self, caller: Caller) -> "Unrecognized":
+        told = Unrecognized(self)
+        told.caller = caller.id
+        return told
 
 
 INVALID = Unrecognized("the credential is not valid")
@@ -131,10 +137,10 @@ class KeyRing:
         if held is None or not matched:
             return INVALID
         if held.revoked:
-            return REVOKED
+            return REVOKED.of(held.caller)
         if wall_s < held.begins:
-            return NOT_YET
-        return held.caller if wall_s < held.ends else EXPIRED
+            return NOT_YET.of(held.caller)
+        return held.caller if wall_s < held.ends else EXPIRED.of(held.caller)
 
     def _take(self, keys: Iterable[AccessKey]) -> None:
         """Limits go on counting where they did not change: a rotation gives nobody a fresh quota."""

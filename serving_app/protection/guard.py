@@ -122,6 +122,7 @@ class Guard:
             return self._remember(found) if found.may(need) else self._refuse("not-allowed", 403, _NOT_FOR_THIS)
         if isinstance(found, ProblemError):
             return self.counted(found)
+        scope["state"]["caller"] = found.caller  # who still sends a key that was revoked
         # RFC 6750, 3.1: no error code where no credential was sent.
         challenge = _REALM if found is MISSING else f'{_REALM}, error="invalid_token"'
         return self._refuse("not-authenticated", 401, str(found), {"WWW-Authenticate": challenge})

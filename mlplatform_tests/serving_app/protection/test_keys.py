@@ -242,7 +242,9 @@ def test_a_refused_request_s_line_names_the_caller_who_was_recognized(run_servic
         429: make_key("--rate", "0.001", "--burst", "1"),
         403: make_key("--model", "other"),
         422: make_key(),
+        401: make_key(),
     }
+    command("revoke", made[401]["id"], "--home", str(tmp_path))
     process = run_service(MLPLATFORM_SERVING_AUTH="keys")
     process.wait_ready()
     for path in (PREDICT, f"{PREDICT}?features=true"):  # the hot route, and the way through the application
