@@ -45,7 +45,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._idle_since = 0.0  # monotonic seconds since the last answer; 0.0 while one is under way, and before the first
         self._plain: HotRequest | None = None  # whose body arrives
         self._asgi: Any = None  # the request that the application was given last
-        self._upgrading = b""  # the method of a request that wishes to go on in another protocol
+        self._upgrading = self._version = b""  # the method of a request that wishes to go on in another protocol, and its HTTP
         self._between = True  # the parser has no message begun
         self._begun: HotRequest | None = None  # whose head was read last, in this read
         self._status, self._kind, self._detail = _BAD
@@ -73,18 +73,23 @@ class BoundedHttp(HttpToolsProtocol):
             self.hot.remember(data, self._begun)
 
     def _feed(self, data: bytes) -> None:
-        try:
-            self.parser.feed_data(data)
-        except HttpParserUpgrade as upgrade:
-            # There is nothing to change to, so the request means what it means without the wish (RFC 9110, 7.8). The parser takes what
-            # stands behind such a head for another protocol's: it is given the head without the wish, and all of that behind it.
-            self.parser = HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
-            self._feed(self._head_without_upgrade() + data[upgrade.args[0] :])
-        except HttpParserError as error:
-            if (self._status, self._kind, self._detail) == _BAD:
-                self._detail = f"{self._detail}: {error.__context__ or error}"  # the parser's own words, none of the caller's
-            self.send_400_response("")
+        for _ in range(_UPGRADES):
+            try:
+                self.parser.feed_data(data)
+            except HttpParserUpgrade as upgrade:
+                # There is nothing to change to, so the request means what it means without the wish (RFC 9110, 7.8). The parser takes what
+                # stands behind such a head for another protocol's: a new one is given the head without the wish, and all of that.
+                data = self._head_without_upgrade() + data[upgrade.args[0] :]
+                self.parser = HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+                continue
+            except HttpParserError as error:
+                if (self._status, self._kind, self._detail) == _BAD:
+                    self._detail = f"{self._detail}: {error.__context__ or error}"  # the parser's own words, none of the caller's
+                self.send_400_response("")
+            return
+        self._detail = "too many requests at once that ask for another protocol"
+        self.send_400_response("")
 
     def _head_without_upgrade(self) -> bytes:
         kept = []
@@ -95,7 +100,7 @@ class BoundedHttp(HttpToolsProtocol):
             elif name not in _OF_UPGRADE:
                 kept.append((name, value))
         lines = b"".join(b"%b: %b\r\n" % field for field in kept)
-        return b"%b %b HTTP/1.1\r\n%b\r\n" % (self._upgrading, self.url, lines)
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (self._upgrading, self.url, self._version, lines)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -111,7 +116,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._head_since = 0.0
         self._head_bytes = 0
         if self.parser.should_upgrade():
-            self._upgrading = self.parser.get_method()
+            self._upgrading, self._version = self.parser.get_method(), self.parser.get_http_version().encode()
             if self._upgrading == b"CONNECT":
                 raise ValueError("this is no proxy")
             return  # it comes again, without
@@ -242,6 +247,7 @@ class BoundedHttp(HttpToolsProtocol):
 
 
 _BAD = (400, "not-http", "this is no HTTP request")
+_UPGRADES = 16  # in one read; each costs as much as the read is long
 _OF_UPGRADE = frozenset({b"upgrade", b"http2-settings"})
 
 

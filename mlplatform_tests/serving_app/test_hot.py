@@ -323,6 +323,12 @@ def test_a_wish_for_another_protocol_is_passed_over(start, heads_read) -> None:
         )
         assert next(told)[0] == 422
         assert predicted(connection, told, plain) == wanted[1]
+        connection.sendall(upgrading.replace(b"HTTP/1.1", b"HTTP/1.0"))
+        status, fields, _ = next(told)
+        assert (status, fields["connection"], list(told)) == (200, "close", [])
+    with connect(client) as connection:
+        connection.sendall(upgrading * 100)
+        assert [status for status, _, _ in answers(connection)][-1] == 400
     with connect(client) as connection:
         connection.sendall(b"CONNECT example.org:443 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         ((status, _, _),) = answers(connection)
