@@ -41,7 +41,7 @@ FIGURES {"requests": 2043, "seconds": 1.000200, "p50_ms": 28.0400, "p95_ms": 92.
 
 
 class _Slow(http.server.BaseHTTPRequestHandler):
-    """Answers POST with what it was sent; `stall_s` later where the body says so; 500 to a body that says `fail`."""
+    """Answers POST with what it was sent; 0.3 s later where the body says `stall`, 500 where `fail`; hangs up where `hang up`."""
 
     protocol_version = "HTTP/1.1"
     wbufsize = 65_536  # head and body in one packet
@@ -52,6 +52,9 @@ class _Slow(http.server.BaseHTTPRequestHandler):
         self.seen.append(body)
         if body == b"stall":
             time.sleep(0.3)
+        if body == b"hang up":
+            self.close_connection = True
+            return
         self.send_response(500 if body == b"fail" else 200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -124,6 +127,12 @@ def test_the_open_loop_sends_every_request_whatever_comes_back(slow_server: tupl
     found = open_loop.run(port, "/x", [b"a", b"b", b"c", b"fail"], rate=400, seconds=0.5, connections=64)
     assert sorted(set(seen)) == [b"a", b"b", b"c", b"fail"]
     assert (len(seen), found["requests"], found["errors"]) == (200, 150, 50)
+
+
+def test_the_open_loop_goes_on_where_the_server_hangs_up(slow_server: tuple[int, list[bytes]]) -> None:
+    port, _ = slow_server
+    found = open_loop.run(port, "/x", [b"a", b"hang up", b"b", b"c"], rate=400, seconds=0.5, connections=4)
+    assert (found["requests"], found["errors"]) == (150, 50)
 
 
 def test_the_open_loop_counts_waiting_for_a_connection_as_latency(

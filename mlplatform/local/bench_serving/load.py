@@ -78,5 +78,6 @@ def parse_figures(output: str) -> LoadFigures:
 def _output(command: list[str], seconds: float) -> str:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 3 * _TIMEOUT_S, check=False)
     if ended.returncode != 0:
-        raise LoadError(f"{Path(command[0]).name} ended with status {ended.returncode}: {(ended.stderr or ended.stdout).strip()[-500:]}")
+        said = (ended.stderr or ended.stdout).strip().rpartition("\n")[2]  # of a trace the last line says what was wrong
+        raise LoadError(f"{Path(command[0]).name} ended with status {ended.returncode}: {said[-500:]}")
     return ended.stdout

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,8 @@ class _Connection:
 
     def send(self, request: bytes, due: float) -> None:
         self.due, self.received = due, b""
-        self.socket.sendall(request)
+        with suppress(OSError):  # the server hung up: reading it tells
+            self.socket.sendall(request)
 
     def answer(self) -> int | None:
         """The status once the answer is whole, None before. Raises ConnectionError where the server hung up."""
@@ -51,9 +53,8 @@ def run(port: int, path: str, bodies: list[bytes], rate: float, seconds: float, 
     """Latencies run from the moment a request was due, in milliseconds."""
     requests = [_request(path, body) for body in bodies]
     chance, last = random.Random(1), rate * seconds  # noqa: S311  # no secret
-    free = [_Connection(socket.create_connection(("127.0.0.1", port))) for _ in range(connections)]
-    for connection in free:
-        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Each in its turn: one that is left idle for long is closed by the service, as by any.
+    free = deque(_connect(port) for _ in range(connections))
     busy: dict[socket.socket, _Connection] = {}
     waiting: deque[float] = deque()
     latencies: list[float] = []
@@ -67,25 +68,36 @@ def run(port: int, path: str, bodies: list[bytes], rate: float, seconds: float, 
             next_due += chance.expovariate(rate)
             drawn += 1
         while waiting and free:
-            connection = free.pop()
-            connection.send(requests[sent % len(requests)], waiting.popleft())
+            connection = free.popleft()
             busy[connection.socket] = connection
+            connection.send(requests[sent % len(requests)], waiting.popleft())
             sent += 1
         pause = next_due - time.perf_counter() if drawn < planned else deadline - now
         for readable in select.select(list(busy), [], [], max(0.0, pause))[0]:
             connection = busy[readable]
-            status = connection.answer()
+            try:
+                status = connection.answer()
+            except OSError:  # a lost request, and the others go on
+                connection.socket.close()
+                status, connection = 0, _connect(port)
             if status is None:
                 continue
             if status == 200:
                 latencies.append(time.perf_counter() - connection.due)
             else:
                 errors += 1
-            free.append(busy.pop(readable))
+            del busy[readable]
+            free.append(connection)
     took = time.perf_counter() - began
     for connection in (*free, *busy.values()):
         connection.socket.close()
     return _figures(latencies, planned - len(latencies), took)
+
+
+def _connect(port: int) -> _Connection:
+    connected = socket.create_connection(("127.0.0.1", port))
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return _Connection(connected)
 
 
 def _request(path: str, body: bytes) -> bytes:
