@@ -331,8 +331,8 @@ def test_a_wish_for_another_protocol_is_passed_over(start, heads_read) -> None:
         assert [status for status, _, _ in answers(connection)][-1] == 400
     with connect(client) as connection:
         connection.sendall(b"CONNECT example.org:443 HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        ((status, _, _),) = answers(connection)
-    assert status == 400
+        ((status, _, body),) = answers(connection)
+    assert (status, body["detail"]) == (400, "this is no HTTP request: this is no proxy")
 
 
 def test_what_is_remembered_of_heads_has_an_end(start, heads_read) -> None:
