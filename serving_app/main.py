@@ -6,8 +6,8 @@ Settings are read and connections opened when the application starts, never at i
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -201,12 +201,23 @@ async def _shadow_scorer(settings: ServingSettings, clock: Clock) -> AsyncIterat
 async def _watch(watcher: ModelWatcher, every_s: float) -> None:
     """The first look happens beside the running service: it is alive at once, and ready once a model is loaded."""
     await watcher.refresh()
-    # What is loaded now stays: keeping it out of the collector's rounds takes the pauses out of the slowest answers.
+    with collector_at_rest():
+        await watcher.poll_forever(every_s)
+
+
+@contextmanager
+def collector_at_rest() -> Iterator[None]:
+    """What is loaded now stays: keeping it out of the collector's rounds takes the pauses out of the slowest answers."""
     gc.collect()
     gc.freeze()
+    before = gc.get_threshold()
     # A batch makes some ten thousand objects that are gone with it; at Python's 700 each is looked through several times meanwhile.
     gc.set_threshold(_COLLECT_AT)
-    await watcher.poll_forever(every_s)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:

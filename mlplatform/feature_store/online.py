@@ -129,9 +129,13 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]  # Feast is untyped h
         remove_views(self.client(config), config.project)
 
     async def close(self) -> None:
+        """Closes both clients; the next call opens them anew."""
         if self._async is not None:
             await self._async[1].aclose()
             self._async = None
+        if self._client is not None:
+            self._client.close()
+            self._client = self._reader = None
 
     def client(self, config: RepoConfig) -> Client:
         """The plain client, made at the first call."""

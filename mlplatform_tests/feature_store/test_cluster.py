@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -119,7 +120,23 @@ def test_feast_works_on_a_cluster_by_configuration(new_repo: Any, cluster: Redis
     answer = repo.store.get_online_features(["weather:n"], [{"origin": o} for o in ("EWR", "JFK", "LGA")]).to_dict()
     assert answer["n"] == [2.0, 4.0, None]
     repo.store.teardown()
+    asyncio.run(repo.store.close())
     assert [key for key in cluster.scan_iter() if generation_of(key)] == []
+
+
+def test_a_closed_client_leaves_no_connection_behind(cluster: RedisCluster, cluster_url: str) -> None:
+    def connected() -> int:
+        return sum(len(clients) for clients in cluster.client_list(target_nodes=RedisCluster.PRIMARIES).values())
+
+    before = connected()
+    other = open_client(cluster_url, cluster=True)
+    write_frame(other, "p", "v", ["who"], ["a"], rows(1.0))
+    assert connected() > before
+    other.close()
+    deadline = time.monotonic() + 5
+    while connected() != before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 # --- TLS -------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """The same history from an S3 server (SeaweedFS): joined, materialized, appended, persisted."""
 
+import contextlib
 import json
+import random
 import shutil
 import socket
 import subprocess
@@ -25,13 +27,14 @@ pytestmark = [pytest.mark.s3, pytest.mark.skipif(WEED is None, reason="seaweedfs
 
 
 def free_port() -> int:
-    """A port whose gRPC sibling, 10,000 above, is free as well."""
-    while True:
-        with socket.socket() as one, socket.socket() as two:
-            one.bind(("127.0.0.1", 0))
-            port = int(one.getsockname()[1])
-            if port + 10_000 < 65_536 and two.connect_ex(("127.0.0.1", port + 10_000)):
-                return port
+    """A port whose gRPC sibling, 10,000 above, is free as well; both below those (32,768 and up) that the system gives to whoever
+    connects meanwhile."""
+    for port in random.sample(range(11_000, 22_000), 1_000):
+        with socket.socket() as one, socket.socket() as two, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            two.bind(("127.0.0.1", port + 10_000))
+            return port
+    raise RuntimeError("no free ports")
 
 
 @pytest.fixture(scope="module")

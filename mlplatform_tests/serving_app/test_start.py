@@ -1,5 +1,6 @@
 """A service that has just started: what is in place from the first answer on, and what it says while it does not know what to serve."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from mlplatform.contracts import Arm, CanaryRule, Experiment, TrafficRules
 from mlplatform.local.supervisor import free_port
 from serving_app.lineup import Lineup
+from serving_app.main import collector_at_rest
 from serving_app.model_handle import VersionRef
 from serving_app.model_loader import ModelLoader
 from serving_app.model_source import ModelCache
@@ -161,3 +163,12 @@ def test_under_uvicorns_own_command_a_start_that_cannot_be_says_why_in_a_line(se
     assert len(errors) == 2  # the second is uvicorn's: that the start failed
     assert told in errors[0]
     assert "Traceback" not in ended.stderr
+
+
+def test_the_collector_is_left_as_it_was_found() -> None:
+    before = gc.get_threshold()
+    with collector_at_rest():
+        assert gc.get_threshold()[0] > before[0]
+        assert gc.get_freeze_count() > 0
+    assert gc.get_threshold() == before
+    assert gc.get_freeze_count() == 0
