@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, AnyStr, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -38,8 +38,13 @@ PINNED_VARIANT = "pinned"  # the caller named the version
 
 
 def prediction_stream(model: str) -> str:
-    """Redis Stream with a model's prediction records; one field `record`, JSON of `PredictionRecord`."""
+    """Redis Stream with a model's prediction records; an entry's one field `record` holds one or more, as `record_lines` has them."""
     return f"mlplatform:predictions:{model}"
+
+
+def record_lines(entry: AnyStr) -> list[AnyStr]:
+    """The records in an entry's field `record`: a line of JSON each, at least one."""
+    return entry.split(b"\n" if isinstance(entry, bytes) else "\n")
 
 
 def source_hash(function: Callable[..., Any]) -> str:

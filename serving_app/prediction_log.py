@@ -36,6 +36,7 @@ from serving_app.log_spill import Spill, Taken
 from serving_app.row_texts import members
 
 _BATCH = 2_000  # a full batch of requests brings a thousand records at once, and the next write comes after the next one
+_ENTRY = 100  # records to an entry of the stream: a reader that wants few gets no more than these
 _FRAME = 500  # on disk, where a damaged frame is lost as a whole; and back from there
 _LINGER_S = 0.01  # lets single requests share a write; nobody waits for it
 _LONGEST_PAUSE_S = 5.0
@@ -251,8 +252,11 @@ class PredictionLog:
             await _soon(self._pressed, pause_s)
 
     async def _write(self, frames: Sequence[Frame]) -> None:
+        added = [command for frame in frames for command in pack_each(("XADD", self._stream(frame.model), "*", "record"), _entries(frame))]
+        if len(added) == 1:
+            await self._redis.execute(added)
+            return
         # One transaction: a lost connection leaves all of the batch or nothing of it.
-        added = [command for frame in frames for command in pack_each(("XADD", self._stream(frame.model), "*", "record"), frame.records)]
         *_, ids = await self._redis.execute([("MULTI",), *added, ("EXEC",)])
         for reply in ids:
             if isinstance(reply, Exception):
@@ -341,6 +345,11 @@ class PredictionLog:
 
     async def _on_disk(self, function: Callable[..., _T], *arguments: object) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, function, *arguments)
+
+
+def _entries(frame: Frame) -> list[bytes]:
+    """The frame's records as the stream has them: a line each, many to an entry, for an entry costs as much as a record."""
+    return [b"\n".join(frame.records[start : start + _ENTRY]) for start in range(0, len(frame.records), _ENTRY)]
 
 
 async def _soon(event: asyncio.Event, timeout_s: float) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import polars as pl
 from pydantic import ValidationError
 
-from mlplatform.contracts import PredictionRecord
+from mlplatform.contracts import PredictionRecord, record_lines
 from mlplatform.specs import RequestField
 
 UTC_US = pl.Datetime("us", "UTC")
@@ -74,18 +74,24 @@ class Entry:
     stream_id: str
     record: str | bytes | None
 
+    def lines(self) -> Sequence[str | bytes | None]:
+        """Its records, of which there is one at least."""
+        if isinstance(self.record, bytes):
+            return record_lines(self.record)
+        return [None] if self.record is None else record_lines(self.record)
+
 
 @dataclass(frozen=True)
 class Drained:
-    """Row accounting: `entries == predictions.height + set_aside.height + already + repeated`.
+    """Row accounting: `records == predictions.height + set_aside.height + already + repeated`.
 
-    `already`: entries an earlier drain has committed, or that stand here twice under one id. `repeated`: records the
+    `already`: records of entries an earlier drain has committed, or that stand here twice under one id. `repeated`: records the
     service wrote a second time under another id. `last_stream_id` is of all entries read, None where there were none.
     """
 
     predictions: pl.DataFrame
     set_aside: pl.DataFrame
-    entries: int
+    records: int
     already: int
     repeated: int
     last_stream_id: str | None
@@ -102,14 +108,14 @@ def drain(
     stored: Callable[[Collection[date]], Collection[Key]] = lambda _: frozenset(),
     prediction_range: tuple[float, float] = (0.0, 1.0),
 ) -> Drained:
-    """The new predictions and the new unreadable entries, each beyond the last `position` its table has committed.
+    """The new predictions and the new unreadable records, each beyond the last `position` its table has committed.
 
     `predictions` has the schema PREDICTIONS and then a column per field of `fields` (`input_column(field.name)`): name
     those the rows are keyed and sliced by. A field the request did not carry is null.
     `stored` gives the (request_id, input_index, variant) that the table has already of certain days, those of the records at hand: a
     record that lay on the service's disk may come days after the one it repeats.
-    `set_aside` has the schema SET_ASIDE: entries that are no record, are of another model, whose prediction is not a
-    number within `prediction_range`, or whose time or fields cannot be read. An entry's error never stops the others.
+    `set_aside` has the schema SET_ASIDE: lines of an entry that are no record, are of another model, whose prediction is not a
+    number within `prediction_range`, or whose time or fields cannot be read. A line's error never stops the others.
     Raises ValueError for a stream id no Redis stream would give.
     """
     read: list[dict[str, Any]] = []
@@ -118,32 +124,34 @@ def drain(
     keys: set[Key] = set()
     total, repeated, last = 0, 0, -1
     for entry in entries:
-        total += 1
+        lines = entry.lines()
+        total += len(lines)
         at = position(entry.stream_id)
         last = max(last, at)
         if entry.stream_id in ids or at <= min(after, set_aside_after):
             continue
         ids.add(entry.stream_id)
-        try:
-            row = _row(entry, model, fields, prediction_range)
-        except (ValueError, OverflowError) as error:  # OverflowError: a number or a date no column can hold
-            if at > set_aside_after:
-                rejected.append(_rejected(entry, received_at, error))
-            continue
-        if at <= after:
-            continue
-        if _key(row) in keys:
-            repeated += 1
-            continue
-        keys.add(_key(row))
-        read.append(row)
+        for line in lines:
+            try:
+                row = _row(entry.stream_id, line, model, fields, prediction_range)
+            except (ValueError, OverflowError) as error:  # OverflowError: a number or a date no column can hold
+                if at > set_aside_after:
+                    rejected.append(_rejected(entry.stream_id, line, received_at, error))
+                continue
+            if at <= after:
+                continue
+            if _key(row) in keys:
+                repeated += 1
+                continue
+            keys.add(_key(row))
+            read.append(row)
     already_there = stored({row["event_date"] for row in read}) if read else frozenset()
     fresh = [row for row in read if _key(row) not in already_there]
     repeated += len(read) - len(fresh)
     return Drained(
         predictions=pl.DataFrame(fresh, schema=predictions_schema(fields)),
         set_aside=pl.DataFrame(rejected, schema=SET_ASIDE),
-        entries=total,
+        records=total,
         already=total - len(fresh) - len(rejected) - repeated,
         repeated=repeated,
         last_stream_id=stream_id_at(last) if last >= 0 else None,
@@ -218,10 +226,12 @@ def _key(row: Mapping[str, Any]) -> Key:
     return row["request_id"], row["input_index"], row["variant"]
 
 
-def _row(entry: Entry, model: str, fields: Sequence[RequestField], prediction_range: tuple[float, float]) -> dict[str, Any]:
-    if entry.record is None:
+def _row(
+    stream_id: str, line: str | bytes | None, model: str, fields: Sequence[RequestField], prediction_range: tuple[float, float]
+) -> dict[str, Any]:
+    if line is None:
         raise ValueError("the entry has no field 'record'")
-    record = PredictionRecord.model_validate_json(entry.record)
+    record = PredictionRecord.model_validate_json(line)
     if record.model != model:
         raise ValueError(f"a record of model '{record.model}' in the log of '{model}'")
     low, high = prediction_range
@@ -239,14 +249,14 @@ def _row(entry: Entry, model: str, fields: Sequence[RequestField], prediction_ra
         "inputs": record.model_dump_json(include={"inputs"})[len('{"inputs":') : -1],
         "feature_ages_s": [{"view": view, "age_s": age} for view, age in record.feature_ages_s.items()],
         "shortfalls": [{"view": view, "reason": reason} for view, reason in record.shortfalls.items()],
-        "stream_id": entry.stream_id,
+        "stream_id": stream_id,
     }
 
 
-def _rejected(entry: Entry, received_at: datetime, error: Exception) -> dict[str, Any]:
+def _rejected(stream_id: str, line: str | bytes | None, received_at: datetime, error: Exception) -> dict[str, Any]:
     at = received_at.astimezone(UTC)
-    payload = entry.record.decode(errors="backslashreplace") if isinstance(entry.record, bytes) else entry.record
-    return {"stream_id": entry.stream_id, "received_at": at, "event_date": at.date(), "payload": payload, "error": _one_line(error)}
+    payload = line.decode(errors="backslashreplace") if isinstance(line, bytes) else line
+    return {"stream_id": stream_id, "received_at": at, "event_date": at.date(), "payload": payload, "error": _one_line(error)}
 
 
 def _typed(field: RequestField, value: object) -> object:

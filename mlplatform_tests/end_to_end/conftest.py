@@ -33,6 +33,7 @@ from mlplatform.contracts import (
     VERIFIED_TAG,
     ServingContract,
     prediction_stream,
+    record_lines,
     source_hash,
 )
 from mlplatform.features.plan import ViewPlan
@@ -288,8 +289,8 @@ class Shop:
         lake = self.clients.lake
         stored = lake.row_count(("predictions", "returns")) if lake.exists(("predictions", "returns")) else 0
         # What is stored leaves the stream but for the last entry.
-        waiting = int(self.clients.redis.xlen(prediction_stream("returns")))
-        return stored + waiting - (1 if stored else 0)
+        entries = [record_lines(fields[b"record"]) for _, fields in self.clients.redis.xrange(prediction_stream("returns"))]
+        return stored + sum(map(len, entries[1 if stored else 0 :]))
 
 
 @pytest.fixture

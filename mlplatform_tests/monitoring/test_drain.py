@@ -90,7 +90,7 @@ def test_an_empty_log_gives_empty_tables_with_their_schemas() -> None:
     found = drained()
     assert found.predictions.schema == predictions_schema(FIELDS)
     assert found.set_aside.schema == SET_ASIDE
-    assert (found.entries, found.last_stream_id) == (0, None)
+    assert (found.records, found.last_stream_id) == (0, None)
 
 
 MALFORMED = {
@@ -146,10 +146,21 @@ def test_a_shadows_record_stands_beside_the_answers_under_the_same_request() -> 
     assert found.repeated == 1
 
 
+def test_an_entry_may_hold_many_records_and_one_that_cannot_be_read_does_not_take_the_others_with_it() -> None:
+    lines = [record(request_id="a"), "nonsense", record(request_id="b"), record(request_id="a")]
+    for entry in (Entry("5-0", "\n".join(lines)), Entry("5-0", "\n".join(lines).encode())):
+        found = drained(entry)
+        assert found.predictions.select("request_id", "stream_id").rows() == [("a", "5-0"), ("b", "5-0")]
+        assert found.set_aside.select("payload", "stream_id").rows() == [("nonsense", "5-0")]
+        assert (found.records, found.repeated, found.already) == (4, 1, 0)
+        assert drained(entry, after=position("5-0"), set_aside_after=position("5-0")).already == 4
+
+
+records = st.integers(0, 8).map(lambda k: record(request_id=f"r{k}"))
 payloads = st.one_of(
     st.none(),
     st.text(max_size=8),
-    st.integers(0, 8).map(lambda k: record(request_id=f"r{k}")),
+    st.lists(records, min_size=1, max_size=3).map("\n".join),
     st.just(record(prediction=7)),
     st.binary(max_size=5),
 )
@@ -163,15 +174,22 @@ def test_every_entry_is_accounted_for_exactly_once(entries: list[tuple[int, Any]
         after=position(f"{after}-0") if after >= 0 else -1,
         set_aside_after=position(f"{set_aside_after}-0") if set_aside_after >= 0 else -1,
     )
-    assert found.entries == len(log) == found.predictions.height + found.set_aside.height + found.already + found.repeated
+    assert (
+        found.records
+        == sum(len(entry.lines()) for entry in log)
+        == found.predictions.height + found.set_aside.height + found.already + found.repeated
+    )
     assert all(position(i) > position(f"{after}-0") for i in found.predictions["stream_id"] if after >= 0)
     assert all(position(i) > position(f"{set_aside_after}-0") for i in found.set_aside["stream_id"] if set_aside_after >= 0)
+
+
+_TOLD = {"predictions": ["stream_id", "request_id"], "set_aside": ["stream_id", "payload"]}
 
 
 @given(st.lists(payloads, min_size=1, max_size=12), st.integers(1, 5), st.integers(0, 2))
 def test_a_drain_killed_between_its_two_commits_neither_loses_nor_repeats(log: list[Any], batch: int, killed_after: int) -> None:
     entries = [Entry(f"{10 + k}-{k}", payload) for k, payload in enumerate(log)]
-    kept: dict[str, list[str]] = {"predictions": [], "set_aside": []}
+    kept: dict[str, list[Any]] = {"predictions": [], "set_aside": []}
     positions = {"predictions": -1, "set_aside": -1}
 
     def step(commits: int) -> int:
@@ -184,19 +202,18 @@ def test_a_drain_killed_between_its_two_commits_neither_loses_nor_repeats(log: l
         if found.last_stream_id is None:
             return 0
         for table in ("set_aside", "predictions")[:commits]:
-            kept[table] += getattr(found, table)["stream_id"].to_list()
+            kept[table] += getattr(found, table).select(_TOLD[table]).rows()
             positions[table] = max(positions[table], position(found.last_stream_id))
-        return found.entries
+        return found.records
 
     step(killed_after)
     while step(2):
         pass
     whole = drained(*entries)
-    ids = sorted(kept["predictions"], key=position)
-    assert kept["set_aside"] == whole.set_aside["stream_id"].to_list()
+    assert kept["set_aside"] == whole.set_aside.select(_TOLD["set_aside"]).rows()
     # A record written twice is known by its key across batches; here only ids are followed.
-    assert set(whole.predictions["stream_id"]) <= set(ids)
-    assert len(ids) == len(set(ids))
+    assert set(whole.predictions.select(_TOLD["predictions"]).rows()) <= set(kept["predictions"])
+    assert len(kept["predictions"]) == len(set(kept["predictions"]))
 
 
 def test_the_committed_position_on_a_real_table_makes_a_repeated_drain_write_nothing(tmp_path: Path) -> None:

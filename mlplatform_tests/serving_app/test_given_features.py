@@ -1,14 +1,10 @@
 """Features given in a request: they replace what would be looked up or computed, and only what they replace may be left out."""
 
-import time
 from typing import Any
 
 import numpy as np
 import pytest
-import redis
 import xgboost as xgb
-
-from mlplatform.contracts import PredictionRecord, prediction_stream
 
 ROW = {"shop": "s1", "customer": 7, "placed_at": "2013-09-01T10:30:00Z", "price": 12.5, "items": 3, "channel": "store", "age": 30}
 PATH = "/v1/models/basket/predict"
@@ -78,13 +74,10 @@ def test_rows_with_and_without_given_features_share_a_request(model, open_servic
     assert [t["prediction"] for t in told] == [expected(model), expected(model, age=3.0), expected(model, age=3.0)] * 5
 
 
-def test_the_record_names_what_was_given_and_which_code_answered(model, open_service, redis_url) -> None:
+def test_the_record_names_what_was_given_and_which_code_answered(model, open_service, logged) -> None:
     rows = [ROW, ROW | {"features": {"busy": None, "orders": 1}}, {"features": ALL}]
     ask(open_service(code_version="abc"), *rows)
-    with redis.Redis.from_url(redis_url) as store:
-        while store.xlen(prediction_stream("basket")) < 3:
-            time.sleep(0.01)
-        records = [PredictionRecord.model_validate_json(entry[b"record"]) for _, entry in store.xrange(prediction_stream("basket"))]
+    records = logged(3)
     assert [r.given for r in records] == [(), ("orders", "busy"), tuple(f.name for f in model.contract.features)]
     assert [r.code_version for r in records] == ["abc"] * 3
     assert records[1].features[0] == 1.0

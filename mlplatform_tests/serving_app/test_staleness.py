@@ -1,17 +1,12 @@
 """A pipeline that stands still: half a second before a view's limit answers are as ever, half a second after it they are not."""
 
-import json
-import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any
 
 import httpx
 import pytest
-import redis
 
 from mlplatform.clock import SimulatedClock
-from mlplatform.contracts import prediction_stream
 
 ROW = {"shop": "s1", "customer": 7, "placed_at": "2013-09-01T10:30:00Z", "price": 12.5, "items": 3, "channel": "store", "age": 30}
 PATH = "/v1/models/basket/predict"
@@ -37,14 +32,6 @@ def _later(now: datetime, seconds: float) -> datetime:
     return now + timedelta(seconds=seconds)
 
 
-def logged(redis_url: str, count: int) -> list[dict[str, Any]]:
-    with redis.Redis.from_url(redis_url) as store:
-        deadline = time.monotonic() + 5
-        while store.xlen(prediction_stream("basket")) < count and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return [json.loads(fields[b"record"]) for _, fields in store.xrange(prediction_stream("basket"))]
-
-
 def metric(client: httpx.Client, name: str, *labels: str) -> float:
     lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith(f"{name}{{") and all(x in line for x in labels)]
     return float(lines[0].rpartition(" ")[2]) if lines else 0.0
@@ -52,7 +39,7 @@ def metric(client: httpx.Client, name: str, *labels: str) -> float:
 
 @pytest.mark.parametrize(("on_stale", "flipped"), [("serve", LIVE), ("impute", DEFAULT), ("refuse", None)])
 def test_answers_flip_within_half_a_second_of_the_limit_as_declared(
-    make_model, open_service, tmp_path, redis_url, frozen, on_stale, flipped
+    make_model, open_service, tmp_path, frozen, on_stale, flipped, logged
 ) -> None:
     make_model(on_stale={"shop_stats": on_stale}).into_cache(tmp_path)
     client = open_service()
@@ -74,10 +61,10 @@ def test_answers_flip_within_half_a_second_of_the_limit_as_declared(
     [told] = stale.json()["predictions"]
     assert told["feature_ages_s"]["shop_stats"] == TTL_S + 0.5
     assert told["imputed"] == (["shop_stats"] if on_stale == "impute" else [])
-    before, after = logged(redis_url, 2)
-    assert [r["feature_ages_s"]["shop_stats"] for r in (before, after)] == [TTL_S - 0.5, TTL_S + 0.5]
-    assert [r["features"][0] for r in (before, after)] == [LIVE, flipped]
-    assert after["imputed"] == told["imputed"]
+    before, after = logged(2)
+    assert [r.feature_ages_s["shop_stats"] for r in (before, after)] == [TTL_S - 0.5, TTL_S + 0.5]
+    assert [r.features[0] for r in (before, after)] == [LIVE, flipped]
+    assert list(after.imputed) == told["imputed"]
     # Ages are measured too: one observation a request, below the bucket of two hours and above that of half an hour.
     age = ("mlplatform_feature_age_seconds_bucket", 'view="shop_stats"')
     assert [metric(client, *age, f'le="{bound}"') for bound in ("1800.0", "7200.0")] == [0.0, 2.0]

@@ -10,11 +10,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import redis
 import tritonclient.http as triton
 
 from mlplatform.client import PredictionClient
-from mlplatform.contracts import CONTRACT_FILE, PredictionRecord, ServingContract, prediction_stream
+from mlplatform.contracts import CONTRACT_FILE, ServingContract
 from mlplatform.monitoring.drain import Entry, drain
 from mlplatform.training.trainers.base import cuda_devices
 from serving_app.model_handle import ModelRefusedError, VersionRef, load_model
@@ -128,19 +127,16 @@ def test_the_client_and_the_document_show_the_quantiles(answered) -> None:
     assert client.get(PATH).json()["quantiles"] == list(NAMES)
 
 
-def test_the_log_keeps_all_quantiles_and_the_drain_stores_them(answered, redis_url) -> None:
+def test_the_log_keeps_all_quantiles_and_the_drain_stores_them(answered, logged) -> None:
     client, wanted = answered
     client.post(f"{PATH}/predict", json={"inputs": [ROW]})
-    with redis.Redis.from_url(redis_url) as log:
-        entries: Any = log.xread({prediction_stream("basket"): "0"}, block=5000)
-    [(entry_id, fields)] = entries[0][1]
-    record = PredictionRecord.model_validate_json(fields[b"record"])
+    [record] = logged(1)
     assert record.quantiles == tuple(wanted)
     assert record.prediction == wanted[1]
     from datetime import UTC, datetime
 
     drained = drain(
-        [Entry(entry_id.decode(), fields[b"record"])],
+        [Entry("1-1", record.model_dump_json())],
         model="basket",
         fields=(),
         received_at=datetime(2013, 9, 1, tzinfo=UTC),

@@ -6,13 +6,11 @@ Belongs here: asking many questions at once, so that they share batches, and com
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from redis import Redis
 
-from mlplatform.contracts import prediction_stream
 from mlplatform.local.bench_serving import prediction_log, server
 from mlplatform.local.bench_serving.racer import Questions, Racer
 from mlplatform.local.bench_serving.world import Question, Subject
@@ -37,8 +35,7 @@ def wrong_answers(racer: Racer, questions: Questions, subject: Subject, redis: R
     if asked[0].answers is not None:
         return unlike(said, np.concatenate([q.answers for q in asked if q.answers is not None]), subject.tolerance)
     prediction_log.drained(racer.port)
-    entries: Any = redis.xrange(prediction_stream(subject.model))  # redis-py's type covers its other forms too
-    records = [json.loads(fields[b"record"]) for _, fields in entries]
+    records = [json.loads(record) for record in prediction_log.records(redis, subject.model)]
     logged = np.array([record["prediction"] for record in records], np.float32)
     features = np.array([[np.nan if v is None else v for v in record["features"]] for record in records], np.float64)
     return unlike(logged, subject.predict(features), subject.tolerance) + unlike(np.sort(said), np.sort(logged), 0.0)

@@ -5,21 +5,23 @@ Belongs here: reading and comparing the counters. Does not belong here: load.
 
 import http.client
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
-from mlplatform.contracts import prediction_stream
+from mlplatform.contracts import prediction_stream, record_lines
 
 _PREFIX = "mlplatform_prediction_log_"
 _DRAIN_S = 60.0
+_ENTRIES = 500  # to a read
 
 
 @dataclass(frozen=True)
 class LogBalance:
-    """`counts` by the service's names, which must add up: accepted = written + spilled + dropped + queued. `in_stream`: entries its
+    """`counts` by the service's names, which must add up: accepted = written + spilled + dropped + queued. `in_stream`: records its
     stream was given since it started."""
 
     counts: Mapping[str, int]
@@ -52,18 +54,31 @@ def drained(port: int, timeout_s: float = _DRAIN_S) -> dict[str, int]:
     return counts
 
 
+def records(redis: Redis, model: str) -> Iterator[bytes]:
+    """What the model's stream holds, in order."""
+    after = "-"
+    while entries := cast("list[Any]", redis.xrange(prediction_stream(model), min=after, count=_ENTRIES)):
+        for _, fields in entries:
+            yield from record_lines(fields[b"record"])
+        after = f"({entries[-1][0].decode()}"
+
+
 def added(redis: Redis, model: str) -> int:
-    """How many entries the model's stream was ever given, trimmed ones included."""
-    stream = prediction_stream(model)
-    return int(redis.xinfo_stream(stream)["entries-added"]) if redis.exists(stream) else 0
+    """How many records the model's stream was ever given, those that `trim` took included."""
+    return int(cast("bytes | None", redis.get(_trimmed(model))) or 0) + sum(1 for _ in records(redis, model))
 
 
 def balance(port: int, redis: Redis, model: str, before: int) -> LogBalance:
-    """`before`: entries the stream had been given when the service started."""
+    """`before`: records the stream had been given when the service started."""
     counts = drained(port)
     return LogBalance(counts, added(redis, model) - before)
 
 
 def trim(redis: Redis, model: str) -> None:
     """Empties the stream, as the platform does once it has stored the records; the count of what was ever added stays."""
+    redis.incrby(_trimmed(model), sum(1 for _ in records(redis, model)))
     redis.xtrim(prediction_stream(model), maxlen=0, approximate=False)
+
+
+def _trimmed(model: str) -> str:
+    return f"bench:trimmed:{model}"

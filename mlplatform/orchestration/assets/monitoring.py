@@ -31,7 +31,8 @@ from mlplatform.orchestration.summaries import store_summary
 from mlplatform.records import DayRange, DriftSummary
 from mlplatform.specs import ModelSpec
 
-DRAIN_BATCH = 100_000
+DRAIN_BATCH = 100_000  # records
+_READ = 1_000  # entries, of up to a hundred records each
 REPORTED_DAYS = timedelta(days=28)
 DRIFT_WINDOW = timedelta(days=7)
 _APPLICATION = "prediction_log"
@@ -106,11 +107,11 @@ def drain_log(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any]:
         while True:
             after, aside_after = lake.transaction(key, _APPLICATION), lake.transaction(aside, _APPLICATION)
             start = log.stream_id_at(min(after, aside_after) if lake.exists(aside) else after)
-            entries = stream.read_after(prediction_stream(spec.name), start, DRAIN_BATCH)
+            entries = _read(stream, spec, start)
             if not entries:
                 break
             drained = log.drain(
-                (log.Entry(entry_id, fields_.get("record")) for entry_id, fields_ in entries),
+                entries,
                 model=spec.name,
                 fields=fields,
                 received_at=clients.clock.now(),
@@ -138,6 +139,20 @@ def drain_log(clients: Clients, spec: ModelSpec, run_id: str) -> dict[str, Any]:
         "set_aside_unreadable": set_aside,
         "repeated_by_the_service": repeated,
     }
+
+
+def _read(stream: StreamClient, spec: ModelSpec, start: str) -> list[log.Entry]:
+    """What comes next in the log: entries of some `DRAIN_BATCH` records, none where there are no more."""
+    entries: list[log.Entry] = []
+    records = 0
+    while records < DRAIN_BATCH:
+        after = entries[-1].stream_id if entries else start
+        found = stream.read_after(prediction_stream(spec.name), after, min(_READ, DRAIN_BATCH - records))
+        if not found:
+            break
+        entries += [log.Entry(entry_id, fields.get("record")) for entry_id, fields in found]
+        records += sum(len(entry.lines()) for entry in entries[-len(found) :])
+    return entries
 
 
 def _trim(stream: StreamClient, spec: ModelSpec, stored: int) -> None:

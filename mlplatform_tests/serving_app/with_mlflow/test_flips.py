@@ -8,11 +8,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import redis
 import xgboost as xgb
 from pydantic import SecretStr
 
-from mlplatform.contracts import PredictionRecord, prediction_stream
 from mlplatform.orchestration.canary_state import set_canary
 from mlplatform.orchestration.recording import verify_ledger
 from mlplatform.orchestration.resources import Clients
@@ -55,7 +53,7 @@ class Caller(threading.Thread):
 
 @pytest.mark.timeout(600)
 def test_a_hundred_promotions_and_rollbacks_under_load_lose_no_request_and_mix_no_versions(
-    mlflow, make_model, run_service, redis_url, tmp_path
+    mlflow, make_model, run_service, redis_url, tmp_path, logged
 ) -> None:
     made = {mlflow.register("hundred", (m := make_model(seed=seed, model="hundred")).files): m for seed in (1, 2, 3)}
     first, second, canary = sorted(made)
@@ -68,7 +66,7 @@ def test_a_hundred_promotions_and_rollbacks_under_load_lose_no_request_and_mix_n
 
     stop = threading.Event()
     callers = [Caller(process.url, seed, stop) for seed in range(CLIENTS)]
-    with redis.Redis.from_url(redis_url) as store, httpx.Client(base_url=process.url, timeout=20) as watch:
+    with httpx.Client(base_url=process.url, timeout=20) as watch:
         for caller in callers:
             caller.start()
         for target in itertools.islice(itertools.cycle((second, first)), FLIPS):
@@ -83,7 +81,7 @@ def test_a_hundred_promotions_and_rollbacks_under_load_lose_no_request_and_mix_n
         for caller in callers:
             caller.join()
         process.stop()
-        logged = [PredictionRecord.model_validate_json(e[b"record"]) for _, e in store.xrange(prediction_stream("hundred"))]
+        records = logged(model="hundred")
 
     assert verify_ledger(clients, "hundred").holds
     moves = [(e.action, e.version) for e in clients.ledger.entries("hundred") if e.action in ("promote", "rollback")]
@@ -99,5 +97,5 @@ def test_a_hundred_promotions_and_rollbacks_under_load_lose_no_request_and_mix_n
         for age, p in zip(ages, body["predictions"], strict=True):
             assert (p["model_version"], p["prediction"]) == (body["version"], right[body["version"]][age])
             told[p["request_id"], p["input_index"]] = (p["model_version"], p["variant"], p["prediction"])
-    assert {(r.request_id, r.input_index): (r.version, r.variant, r.prediction) for r in logged} == told
-    assert len(logged) == len(told)
+    assert {(r.request_id, r.input_index): (r.version, r.variant, r.prediction) for r in records} == told
+    assert len(records) == len(told)
