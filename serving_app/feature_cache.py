@@ -3,11 +3,12 @@
 Belongs here: remembering and finding values within a bound. Does not belong here: ages against a view's limit: a remembered value has
 its event time still, and is judged by it like one that was just read.
 
-Values are kept as the store packs them: remembering one is an entry of a dictionary, done for each value of each read, and decoding it
-waits until it is wanted.
+Values are kept as the store packs them, and decoding one waits until it is wanted. Most are what they were when they were read last: they
+are compared and not put in again, for to hold on to each new copy would send the allocator to memory that no cache has.
 """
 
 from collections.abc import Sequence
+from itertools import repeat
 
 from mlplatform.feature_store.codec import Block, decode_block
 from mlplatform.feature_store.reader import Asked, ViewLayout
@@ -15,6 +16,7 @@ from mlplatform.feature_store.reader import Asked, ViewLayout
 # Project, view, and the schema its values are packed under.
 _Key = tuple[str, str, int]
 _NEVER = float("-inf")
+_UNREAD = b""  # no value is empty
 
 
 class _Shelf:
@@ -51,7 +53,9 @@ class FeatureCache:
             shelf = self._young.get(key)
             if shelf is None:
                 shelf = self._young[key] = _Shelf()
-            shelf.values.update(zip(entities, block.packed, strict=True))
+            held = list(map(shelf.values.get, entities, repeat(_UNREAD)))
+            if held != list(block.packed):
+                shelf.values.update((e, new) for e, new, old in zip(entities, block.packed, held, strict=True) if new != old)
             if self._stale_s:
                 shelf.read_at.update(dict.fromkeys(entities, now))
 

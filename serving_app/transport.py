@@ -115,6 +115,9 @@ class BoundedHttp(HttpToolsProtocol):
             raise ValueError("head too long")  # httptools turns it into the error that ends in `send_400_response`
         self._head_since = 0.0
         self._head_bytes = 0
+        # RFC 9112, 3.2: two readers of one head must not take it to be for two hosts.
+        if sum(name == b"host" for name, _ in self.headers) != 1 and self.parser.get_http_version() == "1.1":
+            raise ValueError("a request of HTTP/1.1 has one field Host")
         if self.parser.should_upgrade():
             self._upgrading, self._version = self.parser.get_method(), self.parser.get_http_version().encode()
             if self._upgrading == b"CONNECT":

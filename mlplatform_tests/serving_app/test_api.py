@@ -164,3 +164,10 @@ def test_a_parameter_nobody_knows_is_refused_where_models_are_told_of(path: str,
     answer = client.get(path, params={"verbose": "1"})
     assert answer.status_code == status
     assert status == 200 or "verbose" in answer.text
+
+
+def test_a_wrong_address_and_a_wrong_method_are_told_what_there_is(client) -> None:
+    nowhere, method = client.get("/v1/predict"), client.delete("/v1/models/basket/predict")
+    assert (nowhere.status_code, method.status_code) == (404, 405)
+    assert nowhere.json()["detail"] == "there is nothing at /v1/predict; /openapi.json lists the addresses"
+    assert method.json()["detail"] == f"/v1/models/basket/predict takes {method.headers['allow']}, not DELETE"

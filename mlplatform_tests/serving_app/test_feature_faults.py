@@ -199,3 +199,19 @@ def test_the_cache_stays_within_its_bound_and_keeps_the_newest() -> None:
     held = [k for k in range(1000) if cache.last("p", [(layout, codec.entity_parts("v", [k]))])[0].held.all()]
     assert 50 <= len(held) <= 100
     assert held == list(range(1000 - len(held), 1000))
+
+
+@pytest.mark.parametrize("capacity", [6, 100])  # half of six are the three values: the shelves turn at every read
+def test_the_cache_holds_what_was_read_last_also_that_there_was_nothing(capacity) -> None:
+    layout = ViewLayout.declare("v", ["k"], ["a"], None)
+    asked = [(layout, codec.entity_parts("v", range(3)))]
+    cache = FeatureCache(capacity, stale_s=0.0)
+
+    def keep(*values: float | None) -> list[float | None]:
+        packed = [None if v is None else codec.encode(layout.schema, 0, 0, np.array([v])) for v in values]
+        cache.keep("p", asked, [codec.decode_block(packed, layout.schema, 1)], now=0.0)
+        [last] = cache.last("p", asked)
+        return [float(v[0]) if held else None for held, v in zip(last.held, last.values, strict=True)]
+
+    for values in ((1.0, 2.0, 3.0), (1.0, 2.0, 3.0), (1.0, None, 4.0), (None, None, None), (None, 5.0, None)):
+        assert keep(*values) == list(values)

@@ -41,6 +41,10 @@ class Allowed:
 
 _HEALTH = Allowed(Caller("health", frozenset()), exempt=True)
 _UNASKED = Allowed(Caller("unasked", frozenset()))
+_ONLY_HERE = (
+    "without authentication the service answers callers on its own machine only: set MLPLATFORM_SERVING_AUTH to keys or jwt, or, "
+    "behind a proxy that authenticates, MLPLATFORM_SERVING_TRUSTED_PROXIES"
+)
 OPEN = Allowed(Caller("open", _ALL))
 
 
@@ -112,7 +116,7 @@ class Guard:
         if self._recognize is None:
             if self._is_near(scope):
                 return OPEN
-            return self._refuse("open-only-here", 403, "without authentication the service answers callers on its own machine only")
+            return self._refuse("open-only-here", 403, _ONLY_HERE)
         if need.kind in ("page", "hook") or (need.kind == "metrics" and self._metrics_open):
             return _UNASKED
         text = credential(scope["headers"])

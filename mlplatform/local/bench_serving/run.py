@@ -210,11 +210,26 @@ def _rest(track: Track, racer: Racer) -> None:
     prediction_log.trim(track.redis, track.options.model)
 
 
+def _expected_scale(track: Track) -> str:
+    """What one process has to say of two: they would share the connections, and fewer connections make smaller batches."""
+    whole = CASES["1x64"]
+    half = replace(whole, connections=whole.connections // 2)
+    racer = track.start(CONTENDERS[OURS])
+    shares = []
+    for turn in range(track.options.rounds):
+        rates = [racer.measure(case, turn, track.options.seconds, track.supervisor).load.per_s for case in (half, whole)]
+        shares.append(rates[0] / rates[1])
+        _rest(track, racer)
+    track.stop(racer)
+    share = median(shares)
+    return f"One with half of the connections answers {share:.2f} as many requests/s: two with a core each, {2 * share:.2f} × as many"
+
+
 def _scale(track: Track) -> tuple[float | None, str]:
     """Requests/s of two processes to one, in turns, each process with a core of its own; and why there is no figure."""
     cores = server.Cores.split(sorted(track.cores.server | track.cores.load), 2)
     if cores is None:
-        return None, "it takes four cores: two for the processes, two for load and Valkey"
+        return None, f"it takes four cores: two for the processes, two for load and Valkey. {_expected_scale(track)}"
     ours, case = CONTENDERS[OURS], CASES["1x64"]
     rates: dict[int, list[float]] = {1: [], 2: []}
     with server.on_cores(cores.load):

@@ -42,7 +42,9 @@ def test_without_authentication_this_machine_is_answered(client) -> None:
 
 @pytest.mark.parametrize("client", [("10.0.0.1", 5), ("192.168.1.9", 5), ("8.8.8.8", 5), ("::2", 5), ("testclient", 5), ("", 0)], ids=str)
 def test_without_authentication_nobody_else_is(client) -> None:
-    assert kind(open_guard().check(scope(client=client), 0.0)) == "open-only-here"
+    refused = open_guard().check(scope(client=client), 0.0)
+    assert kind(refused) == "open-only-here"
+    assert "MLPLATFORM_SERVING_AUTH" in refused.detail
 
 
 @pytest.mark.parametrize(

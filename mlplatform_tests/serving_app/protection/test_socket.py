@@ -69,6 +69,16 @@ def head(method: str, path: str, *fields: str) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
+def test_a_request_of_http_1_1_names_its_host_once(service) -> None:
+    url = service()
+    lines = ["POST /v1/models/none/predict HTTP/1.1", "Content-Type: application/json", "Content-Length: 2", "Connection: close", "", "{}"]
+    for hosts, told in ((0, b"400"), (1, b"404"), (2, b"400")):
+        sent = "\r\n".join([lines[0], *["Host: 127.0.0.1"] * hosts, *lines[1:]]).encode()
+        assert exchange(url, sent).startswith(b"HTTP/1.1 " + told), hosts
+    assert b"one field Host" in exchange(url, "\r\n".join(lines).encode())
+    assert exchange(url, b"GET /health/live HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
 def test_a_head_that_is_too_long_is_refused_whole_in_pieces_and_without_end(service) -> None:
     url = service()
     cases = {
