@@ -163,7 +163,7 @@ def install(app: FastAPI) -> None:
         if error.status_code == 404:
             kind, detail = "not-found", f"there is nothing at {path}; /openapi.json lists the addresses"
         elif error.status_code == 405:
-            kind, detail = "method-not-allowed", f"{path} takes {headers.get('allow', 'another method')}, not {request.method[:16]}"
+            kind, detail = "method-not-allowed", f"{path} takes {headers.get('Allow', 'another method')}, not {request.method[:16]}"
         return problem_response(ProblemError(error.status_code, kind, detail, headers=headers), request)
 
     async def on_validation(request: Request, error: Exception) -> Response:

@@ -173,6 +173,7 @@ def prediction_service(environment: Mapping[str, str] | None = None, port: int |
         url=f"http://{HOST}:{port}",
         port=port,
         environment=QUIET | dict(environment or {}) | {"MLPLATFORM_SERVING_HOST": HOST, "MLPLATFORM_SERVING_PORT": str(port)},
+        restart=True,
     )
 
 

@@ -76,6 +76,25 @@ def test_the_streaming_worker_starts_beside_an_empty_lake_and_tells_its_metrics(
     assert group_members(service.pgid) == []
 
 
+@pytest.mark.timeout(120)
+def test_a_killed_prediction_service_comes_back_by_itself_at_its_port(tmp_path: Path) -> None:
+    with Supervisor(tmp_path) as supervisor:
+        redis_url = supervisor.start(valkey(tmp_path)).url
+        supervisor.environment.update({"MLPLATFORM_HOME": str(tmp_path), "MLPLATFORM_REDIS_URL": redis_url, "MLPLATFORM_DEVICE": "cpu"})
+        service = supervisor.start(prediction_service())
+        before = kept(tmp_path, "serving")
+        assert before is not None
+        os.kill(before.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while kept(tmp_path, "serving") == before or not answer(f"{service.url}/health/live"):
+            assert time.monotonic() < deadline, "it did not come back in time"
+            time.sleep(0.1)
+        after = kept(tmp_path, "serving")
+        assert after is not None
+        assert (after.restarts, after.pid != before.pid) == (1, True)
+    assert group_members(service.pgid) == []
+
+
 @pytest.mark.timeout(240)
 def test_mlflow_answers_on_loopback_and_leaves_nothing(tmp_path: Path) -> None:
     with Supervisor(tmp_path) as supervisor:
