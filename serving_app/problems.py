@@ -157,13 +157,13 @@ def install(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        kind = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "http-error")
         headers = dict(error.headers or {})
-        kind, detail = "http-error", str(error.detail)
-        path = request.url.path[:64]
+        path, detail = request.url.path[:64], str(error.detail)
         if error.status_code == 404:
-            kind, detail = "not-found", f"there is nothing at {path}; /openapi.json lists the addresses"
+            detail = f"there is nothing at {path}; /openapi.json lists the addresses"
         elif error.status_code == 405:
-            kind, detail = "method-not-allowed", f"{path} takes {headers.get('Allow', 'another method')}, not {request.method[:16]}"
+            detail = f"{path} takes {headers.get('Allow', 'another method')}, not {request.method[:16]}"
         return problem_response(ProblemError(error.status_code, kind, detail, headers=headers), request)
 
     async def on_validation(request: Request, error: Exception) -> Response:

@@ -54,6 +54,6 @@ def test_every_service_the_profile_starts_is_known(tmp_path: Path) -> None:
     made = {name: launch_of(Service(name, 1, 1, 4321, "", ""), tmp_path, environment) for name in names}
     assert {name: launch.name for name, launch in made.items()} == {name: name for name in names}
     assert [name for name, launch in made.items() if launch.port != 4321] == ["dagster-daemon"]
-    assert [name for name, launch in made.items() if launch.restart] == ["stream"]
+    assert [name for name, launch in made.items() if launch.restart] == ["serving", "stream"]
     with pytest.raises(ValueError, match="mlplatform down"):
         launch_of(Service("ray", 1, 1, 4321, "", ""), tmp_path, environment)
