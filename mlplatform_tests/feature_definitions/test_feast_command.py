@@ -107,7 +107,7 @@ def test_every_declared_object_is_listed_once(feast: Feast, listing: str, names:
 
 
 def test_history_is_asked_for_on_the_command_line(feast: Feast) -> None:
-    asked = [{"origin": "JFK", "event_timestamp": "2013-03-10T04:59:00"}, {"origin": "XXX", "event_timestamp": "2013-03-10T05:00:00"}]
+    asked = [{"origin": "JFK", "event_timestamp": "2013-03-10T04:59:00"}, {"origin": "ZZZ", "event_timestamp": "2013-03-10T05:00:00"}]
     printed = feast("get-historical-features", "-d", json.dumps(asked), "-f", "origin_weather:temp")
     assert [row["temp"] for row in json.loads(printed)] == [40.0, None]
     ranged = feast("get-historical-features", "-s", "2013-03-10 04:30:00", "-e", "2013-03-10 05:00:00", "-f", "origin_weather:temp")
@@ -182,8 +182,8 @@ def test_feast_serve_answers_reads_and_takes_pushes(environment: dict[str, str],
     pushed = {name: [3.0] for name in congestion} | {"origin": ["EWR"]}
     pushed |= {name: [(NOW - timedelta(minutes=5)).isoformat()] for name in ("event_timestamp", "created")}
     with running(environment, home, "serve", "/health") as client:
-        read = {"features": ["origin_weather:temp"], "entities": {"origin": ["JFK", "XXX"]}}
-        assert values(client.post("/get-online-features", json=read)) == {"origin": ["JFK", "XXX"], "temp": [50.0, None]}
+        read = {"features": ["origin_weather:temp"], "entities": {"origin": ["JFK", "ZZZ"]}}
+        assert values(client.post("/get-online-features", json=read)) == {"origin": ["JFK", "ZZZ"], "temp": [50.0, None]}
         answer = client.post("/push", json={"push_source_name": "push_origin_congestion", "df": pushed, "to": "online_and_offline"})
         assert answer.status_code == httpx.codes.OK, answer.text
         read = {"features": [f"origin_congestion:{congestion[0]}"], "entities": {"origin": ["EWR"]}}

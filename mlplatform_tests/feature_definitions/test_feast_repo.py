@@ -78,7 +78,7 @@ def test_history_through_feast_equals_the_request_functions_called_directly(stor
     questions = pl.DataFrame(
         {
             "row": list(range(40)),
-            "origin": ["JFK"] * 39 + ["XXX"],
+            "origin": ["JFK"] * 39 + ["ZZZ"],
             "event_timestamp": [asked] * 40,
             "scheduled_departure": departures,
             "scheduled_arrival": [d + timedelta(minutes=95) for d in departures],

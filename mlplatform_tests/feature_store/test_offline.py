@@ -96,7 +96,7 @@ def test_the_same_name_in_several_views_stays_apart_under_full_names(repo: Any) 
 
 def test_expired_unknown_future_and_missing_keys_are_null(repo: Any) -> None:
     asked = pd.DataFrame(
-        {"origin": ["EWR", "EWR", "XXX", None, "EWR"], "event_timestamp": [at(47 + 6), at(47 + 6.01), at(5), at(5), at(-1)]}
+        {"origin": ["EWR", "EWR", "ZZZ", None, "EWR"], "event_timestamp": [at(47 + 6), at(47 + 6.01), at(5), at(5), at(-1)]}
     )
     assert ask(repo, asked, WEATHER).get_column("n").to_list() == [47.0, None, None, None, None]
 
@@ -161,13 +161,13 @@ def test_renamed_join_keys_ask_the_same_view_twice(repo: Any) -> None:
         ],
     )
     repo.store.apply([service])
-    asked = pd.DataFrame({"start": ["EWR", "JFK"], "stop": ["JFK", "XXX"], "event_timestamp": [at(4), at(6)]})
+    asked = pd.DataFrame({"start": ["EWR", "JFK"], "stop": ["JFK", "ZZZ"], "event_timestamp": [at(4), at(6)]})
     got = repo.store.get_historical_features(asked, service, full_feature_names=True).to_polars()
     assert got.select("from_weather__n", "to_weather__n").rows() == [(4.0, -4.0), (-6.0, None)]
 
 
 def test_on_demand_features_are_computed_from_the_joined_ones(repo: Any) -> None:
-    asked = pd.DataFrame({"origin": ["EWR", "XXX"], "event_timestamp": [at(4), at(4)], "shift": [1.0, 1.0]})
+    asked = pd.DataFrame({"origin": ["EWR", "ZZZ"], "event_timestamp": [at(4), at(4)], "shift": [1.0, 1.0]})
     frame = repo.store.get_historical_features(asked, ["weather:temp", "shifted_temp:shifted"]).to_df()
     np.testing.assert_array_equal(frame["shifted"], [5.5, np.nan])
 

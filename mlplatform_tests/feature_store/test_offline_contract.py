@@ -95,7 +95,7 @@ def test_times_of_any_unit_and_zone_mean_the_same_moment(repo: Any, unit: str, z
 
 @pytest.mark.parametrize("kind", [object, "category", "string", "string[pyarrow]"])
 def test_text_keys_of_any_pandas_type_join(repo: Any, kind: Any) -> None:
-    asked = pd.DataFrame({"origin": pd.Series(["EWR", "XXX"], dtype=kind), "event_timestamp": [at(3)] * 2})
+    asked = pd.DataFrame({"origin": pd.Series(["EWR", "ZZZ"], dtype=kind), "event_timestamp": [at(3)] * 2})
     assert ask(repo, asked, ["weather:n"]).get_column("n").to_list() == [3.0, None]
 
 
@@ -120,7 +120,7 @@ def test_values_of_other_types_come_through_unharmed(repo: Any) -> None:
     big = 2**53 + 1  # no float holds it
     columns = {"word": ["é", None, ""], "yes": [True, None, False], "count": [big, None, 0], "series": [[1.5, None], None, []]}
     repo.write("mixed", stored([1, 2, 3], **columns).with_columns(pl.col("series").cast(pl.List(pl.Float32))))
-    asked = pd.DataFrame({"origin": ["EWR"] * 3 + ["XXX"], "event_timestamp": [at(3), at(1), at(2), at(3)]})
+    asked = pd.DataFrame({"origin": ["EWR"] * 3 + ["ZZZ"], "event_timestamp": [at(3), at(1), at(2), at(3)]})
     got = ask(repo, asked, [f"mixed:{name}" for name in columns])
     assert got.select(list(columns)).rows() == [("", False, 0, []), ("é", True, big, [1.5, None]), (None,) * 4, (None,) * 4]
 

@@ -45,7 +45,7 @@ def dump(client: Redis) -> dict[tuple[str, bytes], bytes]:
 
 def test_what_is_served_after_materializing_equals_history_at_that_time(repo: Any) -> None:
     repo.store.materialize(T0, END)
-    rows = [{"origin": o, "carrier": c, "flight": f} for o in ("EWR", "JFK", "XXX") for c in ("AA", "UA", "ZZ") for f in (1, 11, 111)]
+    rows = [{"origin": o, "carrier": c, "flight": f} for o in ("EWR", "JFK", "ZZZ") for c in ("AA", "UA", "ZZ") for f in (1, 11, 111)]
     served = pl.DataFrame(online(repo, FEATURES, rows, full_feature_names=True))
     asked = pd.DataFrame(rows).assign(event_timestamp=END)
     history = repo.store.get_historical_features(asked, FEATURES, full_feature_names=True).to_polars()
@@ -99,9 +99,9 @@ def test_an_expired_value_is_missing_but_its_time_is_told(repo: Any) -> None:
     repo.clock.set(at(47 + 6))
     assert weather_n(repo) == 47.0
     repo.clock.set(at(47 + 6) + timedelta(microseconds=1))
-    answer = online(repo, ["weather:n"], [{"origin": "EWR"}, {"origin": "XXX"}])
+    answer = online(repo, ["weather:n"], [{"origin": "EWR"}, {"origin": "ZZZ"}])
     assert answer["n"] == [None, None]
-    response = repo.store.get_online_features(["weather:n"], [{"origin": "EWR"}, {"origin": "XXX"}])
+    response = repo.store.get_online_features(["weather:n"], [{"origin": "EWR"}, {"origin": "ZZZ"}])
     assert response.to_dict(include_event_timestamps=True)["n__ts"] == [int(at(47).timestamp()), 0]
 
 
@@ -180,7 +180,7 @@ def test_reads_and_writes_work_from_asyncio(repo: Any) -> None:
     async def run() -> dict[str, Any]:
         await repo.store.initialize()
         await repo.store.write_to_online_store_async("weather", row(47, 8.0))
-        response = await repo.store.get_online_features_async(["weather:n", "weather:temp"], [{"origin": "EWR"}, {"origin": "XXX"}])
+        response = await repo.store.get_online_features_async(["weather:n", "weather:temp"], [{"origin": "EWR"}, {"origin": "ZZZ"}])
         await repo.store.close()
         return response.to_dict()
 

@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -54,6 +56,20 @@ def works(url: str) -> str:
     return told
 
 
+@contextmanager
+def killed(home: Path, name: str) -> Iterator[None]:
+    """The service has been killed and its keeper knows; at the end of the block it must be back, once."""
+    before = kept(home, name)
+    assert before is not None
+    os.kill(before.pid, signal.SIGKILL)
+    while kept(home, name) == before:
+        time.sleep(0.1)
+    yield
+    after = kept(home, name)
+    assert after is not None
+    assert (after.restarts, after.pid != before.pid) == (1, True)
+
+
 @pytest.mark.timeout(240)
 def test_the_streaming_worker_starts_beside_an_empty_lake_and_tells_its_metrics(tmp_path: Path) -> None:
     with Supervisor(tmp_path) as supervisor:
@@ -63,15 +79,8 @@ def test_the_streaming_worker_starts_beside_an_empty_lake_and_tells_its_metrics(
         assert "mlplatform_stream_connected 1.0" in works(service.url)
         assert (tmp_path / "lake" / "offline" / "origin_congestion" / "_delta_log").is_dir()
         # Killed, it comes back by itself at its port, and waits for the lease of the one before it to run out.
-        before = kept(tmp_path, "stream")
-        assert before is not None
-        os.kill(before.pid, signal.SIGKILL)
-        while kept(tmp_path, "stream") == before:
-            time.sleep(0.1)
-        assert "mlplatform_stream_leads 1.0" in works(service.url)
-        after = kept(tmp_path, "stream")
-        assert after is not None
-        assert (after.restarts, after.pid != before.pid) == (1, True)
+        with killed(tmp_path, "stream"):
+            assert "mlplatform_stream_leads 1.0" in works(service.url)
         assert supervisor.services[1] == service
     assert group_members(service.pgid) == []
 
@@ -82,16 +91,11 @@ def test_a_killed_prediction_service_comes_back_by_itself_at_its_port(tmp_path: 
         redis_url = supervisor.start(valkey(tmp_path)).url
         supervisor.environment.update({"MLPLATFORM_HOME": str(tmp_path), "MLPLATFORM_REDIS_URL": redis_url, "MLPLATFORM_DEVICE": "cpu"})
         service = supervisor.start(prediction_service())
-        before = kept(tmp_path, "serving")
-        assert before is not None
-        os.kill(before.pid, signal.SIGKILL)
-        deadline = time.monotonic() + 60
-        while kept(tmp_path, "serving") == before or not answer(f"{service.url}/health/live"):
-            assert time.monotonic() < deadline, "it did not come back in time"
-            time.sleep(0.1)
-        after = kept(tmp_path, "serving")
-        assert after is not None
-        assert (after.restarts, after.pid != before.pid) == (1, True)
+        with killed(tmp_path, "serving"):
+            deadline = time.monotonic() + 60
+            while not answer(f"{service.url}/health/live"):
+                assert time.monotonic() < deadline, "it did not come back in time"
+                time.sleep(0.1)
     assert group_members(service.pgid) == []
 
 
