@@ -7,7 +7,12 @@ import ast
 import hashlib
 import inspect
 import json
+import struct
+from binascii import a2b_base64
 from collections.abc import Callable
+from datetime import datetime
+from functools import cached_property
+from math import isinf, isnan
 from typing import Annotated, Any, AnyStr, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -36,6 +41,8 @@ CANARY_VARIANT = "canary"
 SHADOW_VARIANT = "shadow"
 PINNED_VARIANT = "pinned"  # the caller named the version
 
+_COUNT, _LONGEST_COUNT = b'{"records":', 24
+
 
 def prediction_stream(model: str) -> str:
     """Redis Stream with a model's prediction records; an entry's one field `record` holds one or more, as `record_lines` has them."""
@@ -43,8 +50,23 @@ def prediction_stream(model: str) -> str:
 
 
 def record_lines(entry: AnyStr) -> list[AnyStr]:
-    """The records in an entry's field `record`: a line of JSON each, at least one."""
+    """The lines of JSON in an entry's field `record`, at least one. Each holds records of one request, see `read_records`."""
     return entry.split(b"\n" if isinstance(entry, bytes) else "\n")
+
+
+def record_count(line: str | bytes) -> int:
+    """How many records a line says it holds, by its first member; an older line holds one."""
+    if isinstance(line, str):
+        line = line[:_LONGEST_COUNT].encode(errors="replace")
+    if not line.startswith(_COUNT):
+        return 1
+    count = line[len(_COUNT) : line.find(b",", 0, _LONGEST_COUNT)]
+    return int(count) if count.isdigit() else 1
+
+
+def moment_of(text: str) -> datetime:
+    """A request's date and time, ISO 8601, without a zone where it has none; letters may be small (RFC 3339, 5.6). Raises ValueError."""
+    return datetime.fromisoformat(f"{text[:-1]}Z" if text.endswith("z") else text)
 
 
 def source_hash(function: Callable[..., Any]) -> str:
@@ -277,3 +299,80 @@ class PredictionRecord(_Frozen):
     # All quantiles of an answer that gives them, in the contract's order; `prediction` is the median among them.
     quantiles: tuple[float, ...] | None = None
     code_version: str | None = None  # of the service, as `mlplatform.code_version` names it; None: logged before records said it
+
+
+class RowRecord(_Frozen):
+    """What one row of `RequestRecords` says for itself; the members as in `PredictionRecord`."""
+
+    prediction: float
+    feature_ages_s: dict[str, float | None]
+    imputed: tuple[str, ...]
+    shortfalls: dict[str, str] = {}
+    quantiles: tuple[float, ...] | None = None
+
+
+class RequestRecords(_Frozen):
+    """Records of one request as a line of the log: what they share stands once, and their features as they lay in memory.
+
+    `records` is how many there are; it stands first (`record_count`). Input `first + i` of the request has `rows[i]`, `inputs[i]` and
+    `given[i]`. `features`: float64 little-endian (records, features), row by row, as base64; NaN is missing.
+    """
+
+    records: int = Field(ge=1, strict=True)
+    request_id: str
+    requested_at: str
+    model: str
+    version: int
+    variant: str
+    contract_digest: str
+    latency_ms: float
+    code_version: str | None = None
+    first: int
+    rows: tuple[RowRecord, ...]
+    inputs: tuple[dict[str, Any], ...]
+    given: tuple[tuple[str, ...], ...] | None = None
+    features: str
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        for name, found in (("rows", self.rows), ("inputs", self.inputs), ("given", self.given)):
+            if found is not None and len(found) != self.records:
+                raise ValueError(f"{self.records} records, but {len(found)} {name}")
+        if self.features and len(self.numbers) % (8 * self.records):
+            raise ValueError(f"{len(self.numbers)} bytes of features are not the same number of float64 for each of {self.records} records")
+        return self
+
+    @cached_property
+    def numbers(self) -> bytes:
+        return a2b_base64(self.features, strict_mode=True)
+
+    def each(self) -> list[PredictionRecord]:
+        """The records one by one. Raises ValueError for a feature that is infinite: no model is asked that."""
+        numbers = struct.unpack(f"<{len(self.numbers) // 8}d", self.numbers)
+        if any(map(isinf, numbers)):
+            raise ValueError("a feature is infinite")
+        values = [None if isnan(number) else number for number in numbers]
+        width = len(values) // self.records
+        shared = {name: getattr(self, name) for name in _SHARED}
+        return [
+            PredictionRecord.model_construct(
+                **shared,
+                **dict(row),
+                input_index=self.first + i,
+                inputs=self.inputs[i],
+                features=tuple(values[i * width : (i + 1) * width]),
+                given=() if self.given is None else self.given[i],
+            )
+            for i, row in enumerate(self.rows)
+        ]
+
+
+_SHARED = (RequestRecords.model_fields.keys() & PredictionRecord.model_fields.keys()) - {"inputs", "features", "given"}
+
+
+def read_records(line: str | bytes) -> list[PredictionRecord]:
+    """The records in a line of the log. Raises ValueError (pydantic's) for what holds none."""
+    raw = line.encode() if isinstance(line, str) else line
+    if raw.startswith(_COUNT):
+        return RequestRecords.model_validate_json(raw).each()
+    return [PredictionRecord.model_validate_json(raw)]

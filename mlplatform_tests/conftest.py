@@ -13,7 +13,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-# Before Feast, which sets a variable at its import that puts this library into multi-process mode for good.
+# Feast sets this at its import, and a worker of pytest-xdist has its controller's environment.
+os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+# Before Feast: the variable would put this library into multi-process mode for good.
 import prometheus_client  # noqa: F401
 import pytest
 import redis

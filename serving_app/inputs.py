@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlplatform.contracts import ContractField, ServingContract
+from mlplatform.contracts import ContractField, ServingContract, moment_of
 from serving_app.problems import FieldError, invalid_input
 
 Column = npt.NDArray[Any]
@@ -86,7 +86,7 @@ def _timestamp(value: object, field: ContractField) -> int:
     if not isinstance(value, str):
         raise FieldFaultError("must be an ISO 8601 date and time with its zone, such as 2013-09-01T10:30:00Z")
     try:
-        moment = datetime.fromisoformat(value)
+        moment = moment_of(value)
     except ValueError:
         raise FieldFaultError("is not an ISO 8601 date and time") from None
     if moment.tzinfo is None:

@@ -4,13 +4,16 @@ Belongs here: what all rows share and what each has, and the JSON of both. Does 
 the way to the stream (`prediction_log`).
 """
 
-from collections.abc import Iterable, Sequence
+from binascii import b2a_base64
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from serving_app.row_texts import RowTexts
+
+RECORDS_A_LINE = 100  # what is damaged on its way, or set aside, is a line
 
 
 @dataclass(slots=True)  # not frozen: there is one for each request
@@ -37,15 +40,14 @@ class LogEntry:
         given = None if self.given is None else self.given[start:end]
         return LogEntry(self.model, self.common, self.texts, self.place + start, self.inputs[start:end], given, self.first + start)
 
-    def records(self, stamp: bytes) -> list[bytes]:
-        """Each row's record as JSON, with the members in `stamp`."""
-        shared = b"{%b%b" % (stamp, self.common)
+    def lines(self, stamp: bytes) -> list[bytes]:
+        """The request's records as `contracts.RequestRecords`, with the members in `stamp`: a line for every hundred of them."""
+        if self.count > RECORDS_A_LINE:
+            starts = range(0, self.count, RECORDS_A_LINE)
+            return [line for start in starts for line in self.part(start, start + RECORDS_A_LINE).lines(stamp)]
         end = self.place + self.count
-        rows: Iterable[bytes] = self.texts.logged[self.place : end]
-        if self.given is not None:
-            rows = (b'%b,"given":%b' % (row, orjson.dumps(given)) for row, given in zip(rows, self.given, strict=True))
-        indices = range(self.first, self.first + self.count)
-        return [
-            b'%b,"input_index":%d,%b,"inputs":%b,"features":[%b]}' % (shared, index, row, orjson.dumps(received), features)
-            for index, row, received, features in zip(indices, rows, self.inputs, self.texts.features.rows(self.place, end), strict=True)
-        ]
+        rows = b"},{".join(self.texts.logged[self.place : end])
+        features = b2a_base64(self.texts.features[self.place : end].data, newline=False)
+        given = b"" if self.given is None else b',"given":%b' % orjson.dumps(self.given)
+        told = self.count, stamp, self.common, self.first, rows, orjson.dumps(self.inputs), features, given
+        return [b'{"records":%d,%b%b,"first":%d,"rows":[{%b}],"inputs":%b,"features":"%b"%b}' % told]

@@ -2,15 +2,17 @@
 
 Belongs here: writing a frame, finding the whole ones in what a file holds. Does not belong here: files.
 
-A frame is `<magic><records><length><crc><payload>`: three little-endian uint32, the CRC-32 of the two numbers and the payload; the
-payload is UTF-8, the model's name and the records, a line each. The magic begins with 0xFF, which UTF-8 never holds, so nothing
-inside a payload looks like a frame and reading can go on behind a piece that is damaged.
+A frame is `<magic><lines><length><crc><payload>`: three little-endian uint32, the CRC-32 of the two numbers and the payload; the
+payload is UTF-8, the model's name and the lines with records, as the stream has them. The magic begins with 0xFF, which UTF-8 never
+holds, so nothing inside a payload looks like a frame and reading can go on behind a piece that is damaged.
 """
 
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from mlplatform.contracts import record_count
 
 MAGIC = b"\xffMLP"
 _HEADER = struct.Struct("<4sIII")
@@ -19,10 +21,15 @@ _NUMBERS = struct.Struct("<II")
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Records of one model, each JSON of `contracts.PredictionRecord`."""
+    """Records of one model: lines as the stream has them."""
 
     model: str
-    records: Sequence[bytes]
+    lines: Sequence[bytes]
+
+    @property
+    def records(self) -> int:
+        """How many the lines hold."""
+        return sum(map(record_count, self.lines))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +42,10 @@ class Damage:
 
 def encode(frame: Frame) -> bytes:
     """Raises ValueError for a record or a name with a line break in it."""
-    payload = b"\n".join([frame.model.encode(), *frame.records])
-    if payload.count(b"\n") != len(frame.records):
+    payload = b"\n".join([frame.model.encode(), *frame.lines])
+    if payload.count(b"\n") != len(frame.lines):
         raise ValueError("a record holds a line break")
-    numbers = _NUMBERS.pack(len(frame.records), len(payload))
+    numbers = _NUMBERS.pack(len(frame.lines), len(payload))
     return MAGIC + numbers + struct.pack("<I", zlib.crc32(payload, zlib.crc32(numbers))) + payload
 
 
@@ -72,5 +79,5 @@ def _frame_at(data: bytes, at: int) -> tuple[Frame, int] | None:
     payload = data[start:end]
     if zlib.crc32(payload, zlib.crc32(_NUMBERS.pack(count, length))) != crc:
         return None
-    model, *records = payload.split(b"\n")
-    return Frame(model.decode(), records), end
+    model, *lines = payload.split(b"\n")
+    return Frame(model.decode(), lines), end

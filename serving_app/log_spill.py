@@ -92,7 +92,7 @@ class Spill:
             raise
         self._size += len(data)
         self.bytes += len(data)
-        self._records[self._path(".part")] += sum(len(frame.records) for frame in frames)
+        self._records[self._path(".part")] += sum(frame.records for frame in frames)
         if self._size >= SEGMENT_BYTES:
             self._seal()
 
@@ -108,7 +108,7 @@ class Spill:
             if self._reading is None:
                 return []
             found: list[Taken] = []
-            while sum(len(taken.frame.records) for taken in found) < records and (frame := self._next_frame(self._reading)) is not None:
+            while sum(taken.frame.records for taken in found) < records and (frame := self._next_frame(self._reading)) is not None:
                 found.append(Taken(frame, self._reading.folder is self._own))
             if found:
                 return found
@@ -213,7 +213,7 @@ class Spill:
         for piece in segment.pieces:
             if isinstance(piece, Frame):
                 if segment.path in self._records:
-                    self._records[segment.path] -= len(piece.records)
+                    self._records[segment.path] -= piece.records
                 return piece
             self.damaged += 1
             log.error("prediction_log_damaged", segment=str(segment.path), start=piece.start, end=piece.end, bytes=segment.size)

@@ -10,6 +10,7 @@ over; then one read tries, and its success closes the breaker. So a dead store c
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import structlog
@@ -76,15 +77,15 @@ class OnlineFeatures:
         # Whoever comes while this one tries goes to the fallback at once.
         self._again_at = now + self._pause_s
         try:
-            reading = self._reader(project).blocks(plan.asked)
+            # What the cache holds was read before it was asked for: by that time its age counts.
+            decode = None if self._cache is None else partial(self._cache.decode, project, now)
+            reading = self._reader(project).blocks(plan.asked, decode)
             blocks = await (reading if self._timeout_s is None else asyncio.wait_for(reading, self._timeout_s))
         except (RedisError, OSError, TimeoutError) as error:
             self._lost(error)
             return self._instead(project, plan.asked)
         self._answered()
         self.reads["store"] += 1
-        if self._cache is not None:
-            self._cache.keep(project, plan.asked, blocks, now)
         return [self._found(asked, block) for asked, block in zip(plan.asked, blocks, strict=True)]
 
     def _reader(self, project: str) -> OnlineReader:

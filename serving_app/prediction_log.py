@@ -28,15 +28,14 @@ from typing import Any, TypeVar
 import structlog
 from redis.exceptions import RedisError
 
-from mlplatform.contracts import prediction_stream
+from mlplatform.contracts import prediction_stream, record_count
 from mlplatform.feature_store.pipe import Pipe, pack_each
-from serving_app.log_entry import LogEntry
+from serving_app.log_entry import RECORDS_A_LINE, LogEntry
 from serving_app.log_frames import Frame
 from serving_app.log_spill import Spill, Taken
 from serving_app.row_texts import members
 
 _BATCH = 2_000  # a full batch of requests brings a thousand records at once, and the next write comes after the next one
-_ENTRY = 100  # records to an entry of the stream: a reader that wants few gets no more than these
 _FRAME = 500  # on disk, where a damaged frame is lost as a whole; and back from there
 _LINGER_S = 0.01  # lets single requests share a write; nobody waits for it
 _LONGEST_PAUSE_S = 5.0
@@ -322,8 +321,8 @@ class PredictionLog:
                 await asyncio.sleep(self._sink.pause_s)
                 continue
             self._sink.worked()
-            own = sum(len(one.frame.records) for one in taken if one.own)
-            records = sum(len(one.frame.records) for one in taken)
+            own = sum(one.frame.records for one in taken if one.own)
+            records = sum(one.frame.records for one in taken)
             self.replayed += records
             self.spilled -= own
             self.written += own
@@ -338,18 +337,29 @@ class PredictionLog:
 
     def _frames(self, batch: Sequence[LogEntry]) -> list[Frame]:
         """The batch's records by model, in their order."""
-        records: dict[str, list[bytes]] = {}
+        lines: dict[str, list[bytes]] = {}
         for entry in batch:
-            records.setdefault(entry.model, []).extend(entry.records(self._stamp))
-        return [Frame(model, found) for model, found in records.items()]
+            lines.setdefault(entry.model, []).extend(entry.lines(self._stamp))
+        return [Frame(model, found) for model, found in lines.items()]
 
     async def _on_disk(self, function: Callable[..., _T], *arguments: object) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, function, *arguments)
 
 
 def _entries(frame: Frame) -> list[bytes]:
-    """The frame's records as the stream has them: a line each, many to an entry, for an entry costs as much as a record."""
-    return [b"\n".join(frame.records[start : start + _ENTRY]) for start in range(0, len(frame.records), _ENTRY)]
+    """The frame's lines as the stream has them, many to an entry: an entry costs as much as a record, and a reader that wants few gets no
+    more than a hundred."""
+    entries: list[bytes] = []
+    held: list[bytes] = []
+    records = 0
+    for line in frame.lines:
+        more = record_count(line)
+        if held and records + more > RECORDS_A_LINE:
+            entries.append(b"\n".join(held))
+            held, records = [], 0
+        held.append(line)
+        records += more
+    return [*entries, b"\n".join(held)]
 
 
 async def _soon(event: asyncio.Event, timeout_s: float) -> None:

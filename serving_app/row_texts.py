@@ -18,29 +18,13 @@ from mlplatform.contracts import ServingContract
 from serving_app.features import Assembled
 
 
-class FeatureTexts:
-    """Each row's features as JSON, NaN as null; written for all rows when the first is asked for, which is after the answers have gone."""
-
-    __slots__ = ("_matrix", "_texts")
-
-    def __init__(self, matrix: npt.NDArray[np.float64]) -> None:
-        """`matrix` (rows, features), not changed any more."""
-        self._matrix = matrix
-        self._texts: Sequence[bytes] | None = None
-
-    def rows(self, start: int, end: int) -> Sequence[bytes]:
-        if self._texts is None:
-            self._texts = orjson.dumps(self._matrix, option=orjson.OPT_SERIALIZE_NUMPY)[2:-2].split(b"],[")
-        return self._texts[start:end]
-
-
 class RowTexts(NamedTuple):
     """A text for each row of a batch, members of a JSON object without its braces and without `input_index`: as the log has them, and as
-    the answer has them; and the features, which only the log has."""
+    the answer has them; and the features, which only the log has: float64 (rows, features), little-endian, not changed any more."""
 
     logged: Sequence[bytes]
     answered: Sequence[bytes]
-    features: FeatureTexts
+    features: npt.NDArray[np.float64]
 
 
 class RowWriter:
@@ -71,7 +55,7 @@ class RowWriter:
         else:
             decisions = [b',"decision":true' if value >= self._threshold else b',"decision":false' for value in predictions]
             answered = list(map(bytes.__add__, answered, decisions))
-        return RowTexts(logged, answered, FeatureTexts(whole.matrix))
+        return RowTexts(logged, answered, np.ascontiguousarray(whole.matrix, "<f8"))
 
 
 def members(told: Mapping[str, Any]) -> bytes:

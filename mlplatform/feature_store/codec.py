@@ -86,14 +86,12 @@ class Decoded(NamedTuple):
 
 class Block(NamedTuple):
     """A view's values for n entities, a column each: `held` (n,) says where there is one, times are int64 (n,) microseconds
-    since 1970 UTC (0 where nothing is held), `values` float64 (n, features), NaN = null or nothing held; `packed` is what they were read
-    from, None where nothing is held."""
+    since 1970 UTC (0 where nothing is held), `values` float64 (n, features), NaN = null or nothing held."""
 
     held: npt.NDArray[np.bool_]
     event_us: Micros
     created_us: Micros
     values: Floats
-    packed: Sequence[bytes | None]
 
 
 def join_order(join_keys: Sequence[str]) -> tuple[str, ...]:
@@ -210,7 +208,7 @@ def decode_many(
 
 def empty_block(n: int, features: int) -> Block:
     """A block of n entities of which none has a value."""
-    return Block(np.zeros(n, np.bool_), np.zeros(n, np.int64), np.zeros(n, np.int64), np.full((n, features), np.nan), (None,) * n)
+    return Block(np.zeros(n, np.bool_), np.zeros(n, np.int64), np.zeros(n, np.int64), np.full((n, features), np.nan))
 
 
 def unblock(block: Block) -> list[Decoded | None]:
@@ -255,9 +253,9 @@ def decode_blocks(views: Sequence[Packed]) -> list[Block | ValueError]:
         start, end = end, end + len(kept)
         values = matrix if view.places is None else matrix[:, view.places]
         if len(kept) == len(view.values):
-            blocks.append(Block(np.ones(len(kept), np.bool_), event[start:end], created[start:end], values, view.values))
+            blocks.append(Block(np.ones(len(kept), np.bool_), event[start:end], created[start:end], values))
             continue
-        block = empty_block(len(view.values), values.shape[1])._replace(packed=view.values)
+        block = empty_block(len(view.values), values.shape[1])
         mask = block.held
         mask[:] = [value is not None for value in view.values]
         block.event_us[mask], block.created_us[mask], block.values[mask] = event[start:end], created[start:end], values

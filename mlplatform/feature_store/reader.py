@@ -4,7 +4,7 @@ Belongs here: layouts of views and the two readers (async for the service, plain
 here: Feast, pandas, Polars, and what to do about a value that is missing or too old: that is the caller's contract.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
@@ -20,7 +20,6 @@ from mlplatform.feature_store.codec import (
     Packed,
     SchemaMismatchError,
     decode_blocks,
-    empty_block,
     entity_part,
     feature_order,
     join_order,
@@ -91,6 +90,8 @@ class ViewLayout:
 Request = tuple[ViewLayout, Sequence[JoinValue]]
 # A view and the entities asked of it, each as `codec.entity_part` writes it.
 Asked = tuple[ViewLayout, Sequence[bytes]]
+# Blocks, or errors in their place, of what was read of each view asked for.
+Decode = Callable[[Sequence[Asked], Sequence[Packed]], list[Block | ValueError]]
 
 
 @dataclass
@@ -114,7 +115,7 @@ class _Reads:
     clustered: bool
     seen: dict[str, _Seen] = field(default_factory=dict)
 
-    def blocks(self, asked: Sequence[Asked]) -> Steps[list[Block | ValueError]]:
+    def blocks(self, asked: Sequence[Asked], decode: Decode) -> Steps[list[Block | ValueError]]:
         answers: list[Block | ValueError] = [ValueError("not read")] * len(asked)
         open_places: Sequence[int] = range(len(asked))
         while open_places:
@@ -134,13 +135,13 @@ class _Reads:
                 if self.seen[layout.name].current != generation:
                     again.append(i)
                 elif generation is None:
-                    answers[i] = empty_block(len(entities), len(layout.features))
+                    read[i] = layout.packed([None] * len(entities))
                 elif generation.schema != layout.schema:
                     answers[i] = _of_another_schema(layout, generation)
                 else:
                     read[i] = layout.packed(stored)
             if read:
-                for i, block in zip(read, decode_blocks(list(read.values())), strict=True):
+                for i, block in zip(read, decode([asked[i] for i in read], list(read.values())), strict=True):
                     answers[i] = _named(asked[i][0], block) if isinstance(block, ValueError) else block
             open_places = again
         return answers
@@ -148,7 +149,7 @@ class _Reads:
     def read(self, requests: Sequence[Request]) -> Steps[list[Decoded | None]]:
         answers: list[Decoded | None] = [None] * len(requests)
         groups = _by_layout(requests)
-        blocks = yield from self.blocks([(layout, entities) for layout, _, entities in groups])
+        blocks = yield from self.blocks([(layout, entities) for layout, _, entities in groups], _decode)
         for (_, places, _), block in zip(groups, blocks, strict=True):
             if isinstance(block, ValueError):
                 raise block
@@ -166,6 +167,10 @@ class _Reads:
             seen = self.seen.get(view)
             if seen is None or seen.raw != raw:
                 self.seen[view] = _Seen(raw, Pointer.parse(raw).current)
+
+
+def _decode(_: Sequence[Asked], views: Sequence[Packed]) -> list[Block | ValueError]:
+    return decode_blocks(views)
 
 
 def _by_layout(requests: Sequence[Request]) -> list[tuple[ViewLayout, list[int], list[bytes]]]:
@@ -194,12 +199,13 @@ class OnlineReader:
         """
         return await run_async(self._client, self._reads.read(requests))
 
-    async def blocks(self, asked: Sequence[Asked]) -> list[Block | ValueError]:
-        """The same in columns, for many entities of few views: a block for each view asked for, in order.
+    async def blocks(self, asked: Sequence[Asked], decode: Decode | None = None) -> list[Block | ValueError]:
+        """The same in columns, for many entities of few views: a block for each view asked for, in order. `decode`: who knows
+        another way than `codec.decode_blocks`.
 
         In place of a block stands the error of a view whose stored values cannot be read; redis errors are raised.
         """
-        return await run_async(self._client, self._reads.blocks(asked))
+        return await run_async(self._client, self._reads.blocks(asked, decode or _decode))
 
 
 class SyncOnlineReader:

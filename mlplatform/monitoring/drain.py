@@ -18,13 +18,14 @@ at every change of the model. A row keeps the vector exactly as the model saw it
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from itertools import chain
 from math import isfinite
 from typing import Any
 
 import polars as pl
 from pydantic import ValidationError
 
-from mlplatform.contracts import PredictionRecord, record_lines
+from mlplatform.contracts import PredictionRecord, moment_of, read_records, record_count, record_lines
 from mlplatform.specs import RequestField
 
 UTC_US = pl.Datetime("us", "UTC")
@@ -75,10 +76,14 @@ class Entry:
     record: str | bytes | None
 
     def lines(self) -> Sequence[str | bytes | None]:
-        """Its records, of which there is one at least."""
+        """Its lines, of which there is one at least, each with one record or more."""
         if isinstance(self.record, bytes):
             return record_lines(self.record)
         return [None] if self.record is None else record_lines(self.record)
+
+    def count(self) -> int:
+        """How many records it says it holds."""
+        return sum(1 if line is None else record_count(line) for line in self.lines())
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,8 @@ def drain(
     those the rows are keyed and sliced by. A field the request did not carry is null.
     `stored` gives the (request_id, input_index, variant) that the table has already of certain days, those of the records at hand: a
     record that lay on the service's disk may come days after the one it repeats.
-    `set_aside` has the schema SET_ASIDE: lines of an entry that are no record, are of another model, whose prediction is not a
-    number within `prediction_range`, or whose time or fields cannot be read. A line's error never stops the others.
+    `set_aside` has the schema SET_ASIDE: lines of an entry that hold no records, each as one; and records that are of another model, whose
+    prediction is not a number within `prediction_range`, or whose time or fields cannot be read. An error never stops the others.
     Raises ValueError for a stream id no Redis stream would give.
     """
     read: list[dict[str, Any]] = []
@@ -124,19 +129,19 @@ def drain(
     keys: set[Key] = set()
     total, repeated, last = 0, 0, -1
     for entry in entries:
-        lines = entry.lines()
-        total += len(lines)
         at = position(entry.stream_id)
         last = max(last, at)
         if entry.stream_id in ids or at <= min(after, set_aside_after):
+            total += entry.count()
             continue
         ids.add(entry.stream_id)
-        for line in lines:
+        for what in chain.from_iterable(map(_records, entry.lines())):
+            total += 1
             try:
-                row = _row(entry.stream_id, line, model, fields, prediction_range)
+                row = _row(entry.stream_id, what, model, fields, prediction_range)
             except (ValueError, OverflowError) as error:  # OverflowError: a number or a date no column can hold
                 if at > set_aside_after:
-                    rejected.append(_rejected(entry.stream_id, line, received_at, error))
+                    rejected.append(_rejected(entry.stream_id, what, received_at, error))
                 continue
             if at <= after:
                 continue
@@ -226,12 +231,32 @@ def _key(row: Mapping[str, Any]) -> Key:
     return row["request_id"], row["input_index"], row["variant"]
 
 
-def _row(
-    stream_id: str, line: str | bytes | None, model: str, fields: Sequence[RequestField], prediction_range: tuple[float, float]
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Unreadable:
+    """A line that holds no records, or None for an entry without one, and why."""
+
+    line: str | bytes | None
+    error: ValueError
+
+
+def _records(line: str | bytes | None) -> Sequence[PredictionRecord | _Unreadable]:
     if line is None:
-        raise ValueError("the entry has no field 'record'")
-    record = PredictionRecord.model_validate_json(line)
+        return [_Unreadable(None, ValueError("the entry has no field 'record'"))]
+    try:
+        return read_records(line)
+    except ValueError as error:
+        return [_Unreadable(line, error)]
+
+
+def _row(
+    stream_id: str,
+    record: PredictionRecord | _Unreadable,
+    model: str,
+    fields: Sequence[RequestField],
+    prediction_range: tuple[float, float],
+) -> dict[str, Any]:
+    if isinstance(record, _Unreadable):
+        raise record.error
     if record.model != model:
         raise ValueError(f"a record of model '{record.model}' in the log of '{model}'")
     low, high = prediction_range
@@ -253,8 +278,9 @@ def _row(
     }
 
 
-def _rejected(stream_id: str, line: str | bytes | None, received_at: datetime, error: Exception) -> dict[str, Any]:
+def _rejected(stream_id: str, what: PredictionRecord | _Unreadable, received_at: datetime, error: Exception) -> dict[str, Any]:
     at = received_at.astimezone(UTC)
+    line = what.line if isinstance(what, _Unreadable) else what.model_dump_json()
     payload = line.decode(errors="backslashreplace") if isinstance(line, bytes) else line
     return {"stream_id": stream_id, "received_at": at, "event_date": at.date(), "payload": payload, "error": _one_line(error)}
 
@@ -277,7 +303,7 @@ def _int64(value: float) -> int:
 
 
 def _timestamp(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
+    moment = moment_of(text)
     if moment.tzinfo is None:
         raise ValueError(f"time '{text}' has no zone")
     return moment.astimezone(UTC)

@@ -6,14 +6,14 @@ series), not as the service does, so that a difference between the two is found.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, timedelta
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from mlplatform.contracts import ContractField, ContractFunction, ServingContract
+from mlplatform.contracts import ContractField, ContractFunction, ServingContract, moment_of
 from mlplatform.monitoring.skew_faults import Flags, Floats, Judged, differs, faults_of
 
 Column = npt.NDArray[Any]
@@ -133,7 +133,7 @@ def _typed(field: ContractField, value: Any) -> Any:
         return None
     match field.dtype:
         case "timestamp":
-            moment = datetime.fromisoformat(value)
+            moment = moment_of(value)
             if moment.tzinfo is None:
                 raise ValueError(f"{value} has no zone")
             return moment.astimezone(UTC)

@@ -33,6 +33,7 @@ from mlplatform.contracts import (
     VERIFIED_TAG,
     ServingContract,
     prediction_stream,
+    record_count,
     record_lines,
     source_hash,
 )
@@ -290,7 +291,7 @@ class Shop:
         stored = lake.row_count(("predictions", "returns")) if lake.exists(("predictions", "returns")) else 0
         # What is stored leaves the stream but for the last entry.
         entries = [record_lines(fields[b"record"]) for _, fields in self.clients.redis.xrange(prediction_stream("returns"))]
-        return stored + sum(map(len, entries[1 if stored else 0 :]))
+        return stored + sum(record_count(line) for lines in entries[1 if stored else 0 :] for line in lines)
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ def test_answers_given_while_the_online_store_was_away_are_counted_and_stop_no_p
     assert promote(shop.clients, "returns", shop.version.version, "ann").action in ("promote", "none")
 
 
-async def away(self: OnlineReader, asked: Any) -> Any:
+async def away(self: OnlineReader, asked: Any, decode: Any) -> Any:
     raise RedisError("planted")
 
 

@@ -1,6 +1,9 @@
 """The prediction log becomes rows exactly once, however often the drain is killed and whatever stands in the log."""
 
 import json
+import math
+import struct
+from base64 import b64encode
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -53,6 +56,21 @@ def record(**changes: Any) -> str:
     return json.dumps(fields | changes)
 
 
+def request(*records: str) -> str:
+    """Records of one request as the service writes them: a line."""
+    told = [json.loads(one) for one in records]
+    own = ("prediction", "feature_ages_s", "imputed", "shortfalls")
+    numbers = [math.nan if value is None else value for one in told for value in one["features"]]
+    return json.dumps(
+        {"records": len(told)}
+        | {name: value for name, value in told[0].items() if name not in (*own, "input_index", "inputs", "features")}
+        | {"first": told[0]["input_index"], "rows": [{name: one[name] for name in own if name in one} for one in told]}
+        | {"inputs": [one["inputs"] for one in told]}
+        | {"features": b64encode(struct.pack(f"<{len(numbers)}d", *numbers)).decode()},
+        separators=(",", ":"),
+    )
+
+
 def drained(*entries: Entry, **options: Any) -> Drained:
     return drain(entries, model="m", fields=FIELDS, received_at=NOW, **options)
 
@@ -69,6 +87,11 @@ def test_a_record_becomes_a_row_with_its_request_fields_as_typed_columns() -> No
     assert json.loads(row["inputs"])["leaves_at"] == "2024-05-01T10:00:00+02:00"
     assert (row["town"], row["number"], row["leaves_at"]) == ("Bergen", 4, datetime(2024, 5, 1, 8, tzinfo=UTC))
     assert (row["version"], row["input_version"]) == (3, 1.0)
+
+
+def test_a_time_in_small_letters_is_one() -> None:
+    found = drained(Entry("5-0", record(inputs={"leaves_at": "2024-05-01t10:00:00z"})))
+    assert found.predictions["leaves_at"].to_list() == [datetime(2024, 5, 1, 10, tzinfo=UTC)]
 
 
 def test_what_fell_short_what_was_given_and_which_code_answered_are_columns_and_unknown_in_older_records() -> None:
@@ -156,11 +179,58 @@ def test_an_entry_may_hold_many_records_and_one_that_cannot_be_read_does_not_tak
         assert drained(entry, after=position("5-0"), set_aside_after=position("5-0")).already == 4
 
 
+def test_a_line_with_all_records_of_a_request_gives_the_rows_that_a_line_for_each_gives() -> None:
+    each = [record(input_index=4 + i, prediction=i / 8, features=[i / 3, None, -0.0], inputs={"town": f"t{i}"}) for i in range(5)]
+    found, wanted = drained(Entry("5-0", request(*each))), drained(Entry("5-0", "\n".join(each)))
+    assert found.predictions.equals(wanted.predictions)
+    assert (found.records, found.set_aside.height) == (5, 0)
+    assert math.copysign(1, found.predictions["features"][0][2]) == -1
+    assert drained(Entry("5-0", request(*each)), after=position("5-0"), set_aside_after=position("5-0")).already == 5
+
+
+def test_of_a_request_whose_records_cannot_all_be_read_the_others_are_stored() -> None:
+    each = [
+        record(input_index=i, prediction=p, inputs={"town": t}) for i, (p, t) in enumerate([(0.5, "a"), (7, "b"), (0.25, 5), (0.5, "c")])
+    ]
+    found = drained(Entry("5-0", request(*each)))
+    assert found.predictions["town"].to_list() == ["a", "c"]
+    assert [json.loads(payload)["input_index"] for payload in found.set_aside["payload"]] == [1, 2]
+    assert "not between" in found.set_aside["error"][0]
+    assert "'town' is no string" in found.set_aside["error"][1]
+    assert found.records == 4
+
+
+WHOLE = request(record(), record(input_index=1))
+DAMAGED = {
+    "fewer rows than it says": WHOLE.replace('"records":2', '"records":3'),
+    "none": WHOLE.replace('"records":2', '"records":0'),
+    "a count of another kind": WHOLE.replace('"records":2', '"records":"2"'),
+    "a member too many": WHOLE.replace('"first":0', '"first":0,"surprise":1'),
+    "torn": WHOLE[:-9],
+    "numbers that are no base64": WHOLE.replace('"features":"', '"features":"*'),
+    "numbers torn": WHOLE.replace('"features":"', '"features":"AAAA'),
+    "an infinite number": request(record(features=[math.inf])),
+    "another given": WHOLE[:-1] + ',"given":[["a"]]}',
+}
+
+
+@pytest.mark.parametrize("line", DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_damaged_line_is_set_aside_as_it_came_and_the_others_go_on(line: str) -> None:
+    found = drained(Entry("5-0", "\n".join([record(request_id="before"), line])), Entry("6-0", request(record(request_id="after"))))
+    assert found.predictions["request_id"].to_list() == ["before", "after"]
+    assert found.set_aside["payload"].to_list() == [line]
+    assert found.set_aside["error"][0]
+    assert found.records == 3
+
+
 records = st.integers(0, 8).map(lambda k: record(request_id=f"r{k}"))
 payloads = st.one_of(
     st.none(),
     st.text(max_size=8),
     st.lists(records, min_size=1, max_size=3).map("\n".join),
+    st.lists(st.integers(0, 5).map(lambda k: record(input_index=k, prediction=k / 4)), min_size=1, max_size=4).map(
+        lambda each: request(*each)
+    ),
     st.just(record(prediction=7)),
     st.binary(max_size=5),
 )
@@ -176,14 +246,14 @@ def test_every_entry_is_accounted_for_exactly_once(entries: list[tuple[int, Any]
     )
     assert (
         found.records
-        == sum(len(entry.lines()) for entry in log)
+        == sum(entry.count() for entry in log)
         == found.predictions.height + found.set_aside.height + found.already + found.repeated
     )
     assert all(position(i) > position(f"{after}-0") for i in found.predictions["stream_id"] if after >= 0)
     assert all(position(i) > position(f"{set_aside_after}-0") for i in found.set_aside["stream_id"] if set_aside_after >= 0)
 
 
-_TOLD = {"predictions": ["stream_id", "request_id"], "set_aside": ["stream_id", "payload"]}
+_TOLD = {"predictions": ["stream_id", "request_id", "input_index"], "set_aside": ["stream_id", "payload"]}
 
 
 @given(st.lists(payloads, min_size=1, max_size=12), st.integers(1, 5), st.integers(0, 2))

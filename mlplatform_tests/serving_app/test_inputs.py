@@ -61,7 +61,8 @@ def test_all_faults_of_a_request_are_told_at_once(client) -> None:
 
 
 def test_a_zone_of_any_kind_and_whole_floats_are_taken(client) -> None:
-    same = [ROW, ROW | {"placed_at": "2013-09-01T06:30:00-04:00"}, ROW | {"customer": 7.0}, ROW | {"price": 12.50, "items": 3.0}]
+    times = [{"placed_at": "2013-09-01T06:30:00-04:00"}, {"placed_at": "2013-09-01t10:30:00z"}]
+    same = [ROW, *(ROW | time for time in times), ROW | {"customer": 7.0}, ROW | {"price": 12.50, "items": 3.0}]
     predictions = client.post(PATH, json={"inputs": same}).json()["predictions"]
     assert len({p["prediction"] for p in predictions}) == 1
 

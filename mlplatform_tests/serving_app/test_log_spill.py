@@ -105,7 +105,7 @@ spill = Spill(Path(sys.argv[1]), 1 << 30)
 spill.adopt()
 while taken := spill.take(1):
     for one in taken:
-        print(one.frame.records[0].decode())
+        print(one.frame.lines[0].decode())
 spill.close()
 """
     for number in range(20):
@@ -117,7 +117,7 @@ spill.close()
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) for _ in range(4)]
     taken = [line for process in processes for line in process.communicate(timeout=60)[0].splitlines() if line.startswith("{")]
     assert [process.returncode for process in processes] == [0] * 4
-    assert sorted(taken) == sorted(frame(n, records=1).records[0].decode() for n in range(20))
+    assert sorted(taken) == sorted(frame(n, records=1).lines[0].decode() for n in range(20))
     assert files(tmp_path) == ["lock"]
 
 

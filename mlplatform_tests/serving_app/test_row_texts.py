@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from serving_app.features import Assembled
-from serving_app.row_texts import FeatureTexts, RowWriter, members
+from serving_app.row_texts import RowWriter, members
 
 PREDICTIONS = [0.1, float(np.float32(0.7)), 1e-30, 0.5]
 AGES = [np.array([1.0, np.nan, 1e9 / 3, 0.0]), np.array([0.25, 2.0, np.nan, 3.5])]
@@ -59,16 +59,6 @@ def test_a_model_without_views_has_no_ages() -> None:
     bare = SimpleNamespace(views=(), threshold=None, quantiles=(), quantile_names=())
     texts = RowWriter(bare).write(Assembled(0, np.zeros((1, 1)), []), [0.5], None)  # type: ignore[arg-type]  # what it reads of a contract
     assert read(texts.logged) == [{"prediction": 0.5, "feature_ages_s": {}, "imputed": [], "shortfalls": {}}]
-
-
-@pytest.mark.parametrize("shape", [(3, 0), (3, 1), (1, 2), (4, 3)])
-def test_features_are_each_rows_own_whoever_asks_first(shape: tuple[int, int]) -> None:
-    matrix = np.arange(shape[0] * shape[1], dtype=np.float64).reshape(shape) / 3
-    matrix[0, :1] = np.nan
-    texts = FeatureTexts(matrix)
-    for start, end in ((1, shape[0]), (0, 1), (0, shape[0])):
-        wanted = [[None if np.isnan(v) else v for v in row] for row in matrix[start:end].tolist()]
-        assert [json.loads(b"[%b]" % text) for text in texts.rows(start, end)] == wanted
 
 
 def test_members_are_an_object_without_its_braces() -> None:

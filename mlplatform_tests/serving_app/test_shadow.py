@@ -21,7 +21,7 @@ from serving_app.batcher import Batch, Scored
 from serving_app.features import Assembled
 from serving_app.log_entry import LogEntry
 from serving_app.router import ModelRouter, Slot
-from serving_app.row_texts import FeatureTexts, RowTexts
+from serving_app.row_texts import RowTexts
 from serving_app.shadow import Shadow, ShadowBudget
 
 ROW = {"shop": "s1", "customer": 7, "placed_at": "2013-09-01T10:30:00Z", "price": 12.5, "items": 3, "channel": "store", "age": 30}
@@ -185,7 +185,7 @@ def test_after_a_batch_the_thread_rests_so_that_its_share_of_the_time_is_kept(mo
     async def submit(handle: Any, parsed: Any) -> Any:
         await sleep(0.01)
         assembled = Assembled(0, np.zeros((1, 1)), [])
-        return Scored(Batch("", assembled, [0.5], RowTexts([b""], [b""], FeatureTexts(assembled.matrix))), 0, 1)
+        return Scored(Batch("", assembled, [0.5], RowTexts([b""], [b""], assembled.matrix)), 0, 1)
 
     async def noted(delay: float, *rest: Any) -> Any:
         if threading.current_thread().name == "shadow":

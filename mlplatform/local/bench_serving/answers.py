@@ -3,7 +3,6 @@
 Belongs here: asking many questions at once, so that they share batches, and comparing. Does not belong here: speed.
 """
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from redis import Redis
 
+from mlplatform.contracts import read_records
 from mlplatform.local.bench_serving import prediction_log, server
 from mlplatform.local.bench_serving.racer import Questions, Racer
 from mlplatform.local.bench_serving.world import Question, Subject
@@ -35,9 +35,9 @@ def wrong_answers(racer: Racer, questions: Questions, subject: Subject, redis: R
     if asked[0].answers is not None:
         return unlike(said, np.concatenate([q.answers for q in asked if q.answers is not None]), subject.tolerance)
     prediction_log.drained(racer.port)
-    records = [json.loads(record) for record in prediction_log.records(redis, subject.model)]
-    logged = np.array([record["prediction"] for record in records], np.float32)
-    features = np.array([[np.nan if v is None else v for v in record["features"]] for record in records], np.float64)
+    records = [record for line in prediction_log.lines(redis, subject.model) for record in read_records(line)]
+    logged = np.array([record.prediction for record in records], np.float32)
+    features = np.array([record.features for record in records], np.float64)  # None becomes NaN
     return unlike(logged, subject.predict(features), subject.tolerance) + unlike(np.sort(said), np.sort(logged), 0.0)
 
 

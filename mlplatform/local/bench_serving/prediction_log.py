@@ -12,7 +12,7 @@ from typing import Any, cast
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
-from mlplatform.contracts import prediction_stream, record_lines
+from mlplatform.contracts import prediction_stream, record_count, record_lines
 
 _PREFIX = "mlplatform_prediction_log_"
 _DRAIN_S = 60.0
@@ -54,8 +54,8 @@ def drained(port: int, timeout_s: float = _DRAIN_S) -> dict[str, int]:
     return counts
 
 
-def records(redis: Redis, model: str) -> Iterator[bytes]:
-    """What the model's stream holds, in order."""
+def lines(redis: Redis, model: str) -> Iterator[bytes]:
+    """What the model's stream holds, in order: lines of records."""
     after = "-"
     while entries := cast("list[Any]", redis.xrange(prediction_stream(model), min=after, count=_ENTRIES)):
         for _, fields in entries:
@@ -65,7 +65,7 @@ def records(redis: Redis, model: str) -> Iterator[bytes]:
 
 def added(redis: Redis, model: str) -> int:
     """How many records the model's stream was ever given, those that `trim` took included."""
-    return int(cast("bytes | None", redis.get(_trimmed(model))) or 0) + sum(1 for _ in records(redis, model))
+    return int(cast("bytes | None", redis.get(_trimmed(model))) or 0) + sum(map(record_count, lines(redis, model)))
 
 
 def balance(port: int, redis: Redis, model: str, before: int) -> LogBalance:
@@ -76,7 +76,7 @@ def balance(port: int, redis: Redis, model: str, before: int) -> LogBalance:
 
 def trim(redis: Redis, model: str) -> None:
     """Empties the stream, as the platform does once it has stored the records; the count of what was ever added stays."""
-    redis.incrby(_trimmed(model), sum(1 for _ in records(redis, model)))
+    redis.incrby(_trimmed(model), sum(map(record_count, lines(redis, model))))
     redis.xtrim(prediction_stream(model), maxlen=0, approximate=False)
 
 

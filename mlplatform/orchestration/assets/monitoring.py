@@ -151,7 +151,7 @@ def _read(stream: StreamClient, spec: ModelSpec, start: str) -> list[log.Entry]:
         if not found:
             break
         entries += [log.Entry(entry_id, fields.get("record")) for entry_id, fields in found]
-        records += sum(len(entry.lines()) for entry in entries[-len(found) :])
+        records += sum(entry.count() for entry in entries[-len(found) :])
     return entries
 
 
