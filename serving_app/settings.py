@@ -61,7 +61,9 @@ class ServingSettings(BaseSettings):
     serving_cache_s: float = Field(
         0.0, ge=0, description="Seconds a value may be given again without asking the online store; 0: always ask"
     )
-    serving_cache_values: int = Field(200_000, ge=1, description="Values (one entity of one view each) remembered for both")
+    serving_cache_values: int = Field(
+        200_000, ge=1, description="Values (one entity of one view each) remembered for both, some 100 bytes each and 8 to 16 a feature"
+    )
     serving_body_limit: int = Field(2_000_000, ge=1024, description="Bytes a request body may have")
     serving_rows_limit: int = Field(1000, ge=1, description="Inputs a request may have")
     serving_explain_rows: int = Field(100, ge=1, description="Inputs a request may have that asks for explanations")

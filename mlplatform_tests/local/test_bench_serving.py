@@ -3,6 +3,8 @@
 import http.server
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mlplatform.cli import app
-from mlplatform.local.bench_serving import open_loop, overload, profile, run, sink_dead, world
+from mlplatform.local.bench_serving import open_loop, overload, profile, quota, run, server, sink_dead, world
 from mlplatform.local.bench_serving.answers import unlike
 from mlplatform.local.bench_serving.cases import CASES, Measured
 from mlplatform.local.bench_serving.contenders import FASTAPI, MLSERVER, OURS
@@ -88,7 +90,7 @@ def measured(contender: str, turn: int, requests: int, p99_ms: float = 5.0, case
 
 def taken(*figures: Measured, balance: LogBalance | None = None, wrong: int = 0, scale: float | None = None) -> Taken:
     good = LogBalance({"accepted": 5, "written": 5, "dropped": 0, "queued": 0}, 5)
-    return Taken(figures, {OURS: [1.0, 2.0, 9.0]}, {OURS: wrong}, balance or good, scale, "too few cores")
+    return Taken(figures, {OURS: [1.0, 2.0, 9.0]}, {OURS: wrong}, balance or good, scale, "" if scale else "too few cores")
 
 
 # --- load ------------------------------------------------------------------------------------------------------------
@@ -168,6 +170,29 @@ def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
     verdicts = {j.what: j for j in judge(taken(measured(OURS, 0, 100)))}
     peer, scale = verdicts[f"requests/s to {FASTAPI}, 1 row, c=64"], verdicts["requests/s of two processes to one"]
     assert (peer.figure, peer.met, scale.met, scale.why) == (None, None, None, "too few cores")
+
+
+def test_a_scale_says_how_it_was_measured_where_the_processes_had_no_cores_of_their_own() -> None:
+    found = replace(taken(measured(OURS, 0, 100), scale=1.7), scale_how="each held to 0.4 of a core")
+    [scale] = [j for j in judge(found) if "two processes" in j.what]
+    assert (scale.what, scale.met) == ("requests/s of two processes to one, each held to 0.4 of a core", True)
+
+
+def test_a_process_is_held_to_its_part_of_a_core_for_as_long_as_asked() -> None:
+    command = [sys.executable, "-c", "while True: pass"]
+    with subprocess.Popen(command) as one, subprocess.Popen(command) as other:
+        try:
+            with quota.held([one.pid, other.pid], 0.2):
+                began, before = time.monotonic(), [server.cpu_s(p.pid) for p in (one, other)]
+                time.sleep(1.0)
+                used = [(server.cpu_s(p.pid) - b) / (time.monotonic() - began) for p, b in zip((one, other), before, strict=True)]
+            assert max(used) < 0.3
+            assert not list(Path("/sys/fs/cgroup/cpu").glob(f"mlplatform-bench-{one.pid}"))
+        except quota.NoQuotaError as none:
+            pytest.skip(f"nobody is held here: {none}")
+        finally:
+            one.kill()
+            other.kill()
 
 
 @pytest.mark.parametrize(

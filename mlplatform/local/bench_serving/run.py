@@ -6,7 +6,7 @@ Belongs here: the order of things. Does not belong here: a single step of them.
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -15,7 +15,7 @@ from redis import Redis
 
 from mlplatform.clients.registry import Registry
 from mlplatform.local import services
-from mlplatform.local.bench_serving import answers, prediction_log, profile, report, server
+from mlplatform.local.bench_serving import answers, prediction_log, profile, quota, report, server
 from mlplatform.local.bench_serving.cases import CASES, Case, Measured
 from mlplatform.local.bench_serving.contenders import CONTENDERS, DEFAULT_PEERS, OURS, WITHOUT_MODEL, Contender, Site
 from mlplatform.local.bench_serving.home_world import HomeWorld
@@ -23,6 +23,7 @@ from mlplatform.local.bench_serving.load import LoadError, find_wrk
 from mlplatform.local.bench_serving.racer import Questions, Racer
 from mlplatform.local.bench_serving.targets import Taken, judge
 from mlplatform.local.bench_serving.world import MODEL, Subject, World
+from mlplatform.local.processes import group_members
 from mlplatform.local.supervisor import Supervisor
 from mlplatform.printing import print_json, table
 
@@ -30,6 +31,7 @@ _SINGLES, _HUNDREDS = 10_000, 200  # different requests of each size
 _CHECKED = 500  # of them, before anything is measured
 _CHECKED_ONLY = 2_000  # with --check
 _STARTS = 3
+_SHARE = 0.4  # of a core for each of two processes, where there is none for each: the load has the rest of both
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,8 @@ def _race(track: Track, racing: Sequence[Contender]) -> Taken:
     balance = prediction_log.balance(racers[0].port, track.redis, options.model, added)
     for racer in racers:
         track.stop(racer)
-    scale, why = _scale(track) if options.scale else (None, "not in this run")
-    return Taken(measured, ready_s, wrong, balance, scale, why)
+    scale, how = _scale(track) if options.scale else (None, "not in this run")
+    return Taken(measured, ready_s, wrong, balance, scale, how)
 
 
 def _starts(track: Track) -> list[float]:
@@ -226,18 +228,29 @@ def _expected_scale(track: Track) -> str:
 
 
 def _scale(track: Track) -> tuple[float | None, str]:
-    """Requests/s of two processes to one, in turns, each process with a core of its own; and why there is no figure."""
-    cores = server.Cores.split(sorted(track.cores.server | track.cores.load), 2)
-    if cores is None:
-        why = "it takes four cores: two for the processes, two for load and Valkey"
+    """Requests/s of two processes to one, in turns, and how it was measured; or None, and why there is no figure."""
+    everywhere = track.cores.server | track.cores.load
+    apart = server.Cores.split(sorted(everywhere), 2)
+    if apart is not None:
+        return _ratio(track, apart, None), ""
+    try:
+        return _ratio(track, server.Cores(everywhere, everywhere), _SHARE), f"each held to {_SHARE:g} of a core"
+    except quota.NoQuotaError as error:
+        why = f"it takes four cores, two for the processes and two for load and Valkey, or leave to hold each to a part of one: {error}"
         return None, f"{why}. {_expected_scale(track)}" if "1x64" in track.options.cases else why
+
+
+def _ratio(track: Track, cores: server.Cores, share: float | None) -> float:
+    """Median over the rounds. `share`: of a core for each process, where they have none of their own."""
     ours, case = CONTENDERS[OURS], CASES["1x64"]
     rates: dict[int, list[float]] = {1: [], 2: []}
     with server.on_cores(cores.load):
         for turn in range(track.options.rounds):
             for workers in (1, 2):
-                racer = track.start(ours, frozenset(sorted(cores.server)[:workers]), workers)
-                rates[workers].append(racer.measure(case, turn, track.options.seconds, track.supervisor).load.per_s)
+                with_cores = cores.server if share else frozenset(sorted(cores.server)[:workers])
+                racer = track.start(ours, with_cores, workers)
+                with quota.held(group_members(racer.running.service.pgid), share) if share else nullcontext():
+                    rates[workers].append(racer.measure(case, turn, track.options.seconds, track.supervisor).load.per_s)
                 track.stop(racer)
                 prediction_log.trim(track.redis, track.options.model)
-    return median(two / one for one, two in zip(rates[1], rates[2], strict=True)), ""
+    return median(two / one for one, two in zip(rates[1], rates[2], strict=True))

@@ -76,7 +76,7 @@ class Running:
     @property
     def usage(self) -> Usage:
         pids = group_members(self.service.pgid)
-        return Usage(sum(map(_cpu_s, pids)), max(map(_rss_mb, pids), default=0.0))
+        return Usage(sum(map(cpu_s, pids)), max(map(_rss_mb, pids), default=0.0))
 
     def pause(self) -> None:
         """While another is measured, this one must not use its core."""
@@ -141,11 +141,12 @@ def busy_s() -> float:
 def own_s(supervisor: Supervisor) -> float:
     """Processor seconds so far of this process, its ended children (the load generators) and every service."""
     mine = os.times()
-    services = sum(_cpu_s(pid) for service in supervisor.services for pid in group_members(service.pgid))
+    services = sum(cpu_s(pid) for service in supervisor.services for pid in group_members(service.pgid))
     return mine.user + mine.system + mine.children_user + mine.children_system + services
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
+    """Processor seconds of one process so far; 0 where it has ended."""
     try:
         fields = (_PROC / str(pid) / "stat").read_text().rpartition(") ")[2].split()
     except (FileNotFoundError, ProcessLookupError):

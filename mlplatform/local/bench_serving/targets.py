@@ -34,14 +34,15 @@ class Judged:
 
 @dataclass(frozen=True)
 class Taken:
-    """Everything one run has measured. `scale`: requests/s of two processes to one; None where cores were too few for two."""
+    """Everything one run has measured. `scale`: requests/s of two processes to one; None where cores were too few for two. `scale_how`:
+    how it was measured where they had no cores of their own, or why it was not."""
 
     measured: Sequence[Measured]
     ready_s: dict[str, list[float]]
     wrong: dict[str, int]
     balance: LogBalance
     scale: float | None
-    scale_why: str
+    scale_how: str
 
     def of(self, contender: str, case: str) -> list[Measured]:
         """In the order of the rounds."""
@@ -84,7 +85,8 @@ def _speed(taken: Taken) -> Iterator[Judged]:
 
 
 def _process(taken: Taken) -> Iterator[Judged]:
-    yield Judged("requests/s of two processes to one", taken.scale, SCALE, at_least=True, why=taken.scale_why)
+    how = f", {taken.scale_how}" if taken.scale is not None and taken.scale_how else ""
+    yield Judged(f"requests/s of two processes to one{how}", taken.scale, SCALE, at_least=True, why=taken.scale_how)
     yield Judged("s until ready", _median(taken.ready_s[OURS]), READY_S, at_least=False)
     yield Judged("MB of the process", max((m.rss_mb for m in taken.measured if m.contender == OURS), default=None), RSS_MB, at_least=False)
 
