@@ -8,4 +8,4 @@ import sys
 from serving_app.server import run
 
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(run(sys.argv[1:]))

@@ -36,6 +36,10 @@ _TICKS_PER_S = 10  # of uvicorn's main loop
 _LAST_CALLERS = 4_096  # more than a listening socket holds
 _LOOK_S = 0.01
 _LAST_WORD_S = 0.25  # for who has connected and not yet asked
+_USAGE = (
+    "`python -m serving_app` takes no arguments; settings are environment variables, as MLPLATFORM_SERVING_PORT=8000 (docs/settings.md). "
+    "A process uses one core; more are more processes, each with a port of its own."
+)
 _NEVER_STARTED = 3  # as uvicorn's own command ends then
 
 log = structlog.get_logger(__name__)
@@ -146,8 +150,15 @@ def configuration(settings: ServingSettings, app: Any, hot: "HotRoute | None" = 
     )
 
 
-def run() -> int:
-    """Serves until told to stop (SIGTERM, SIGINT). Returns the process's exit status."""
+def run(arguments: Sequence[str] = ()) -> int:
+    """Serves until told to stop (SIGTERM, SIGINT). Returns the process's exit status. It takes no `arguments`: who gives some, of uvicorn
+    perhaps, is told so."""
+    if set(arguments) & {"-h", "--help"}:
+        sys.stdout.write(f"{_USAGE}\n")
+        return 0
+    if arguments:
+        _complain(f"{_USAGE} Got: {' '.join(arguments)[:100]}")
+        return 2
     try:
         settings = ServingSettings()
     except ValidationError as fault:

@@ -169,7 +169,7 @@ def _serving() -> Iterator[tuple[Clients, int, bytes, tuple[int, int]]]:
             "MLPLATFORM_SERVING_MODELS": MODEL,
         }
         port = free_port()
-        supervisor.start_all([service_launch(settings, port, 1)])
+        supervisor.start_all([service_launch(settings, port)])
         [question] = world.questions(1, 4)
         path = f"/v1/models/{MODEL}/predict"
         while not server.answers(port, path, {"inputs": question.inputs}):

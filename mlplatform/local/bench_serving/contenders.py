@@ -47,27 +47,27 @@ class Site:
 class Contender:
     """One service.
 
-    `launch(site, port, workers)` says how it starts, `path` where it is asked (it may name the `{model}`). `ask` makes the body of a
+    `launch(site, port)` says how it starts, `path` where it is asked (it may name the `{model}`). `ask` makes the body of a
     request; without it, it is asked by GET and has no model. `read` gives the predictions of an answer. `cases`: the loads it is put
     under; of the others it would need minutes.
     """
 
     name: str
     title: str
-    launch: Callable[[Site, int, int], Launch]
+    launch: Callable[[Site, int], Launch]
     path: str
     cases: frozenset[str]
     ask: Callable[[Question], Mapping[str, Any]] | None = None
     read: Callable[[Any], Sequence[float]] | None = None
 
 
-def service_launch(settings: Mapping[str, str], port: int, workers: int) -> Launch:
+def service_launch(settings: Mapping[str, str], port: int) -> Launch:
     """Our service as deploy/serving.Dockerfile starts it."""
     launch = services.prediction_service(settings, port)
-    return Launch(OURS, [*launch.command, "--no-access-log", "--workers", str(workers)], launch.ready, launch.url, port, launch.environment)
+    return Launch(OURS, launch.command, launch.ready, launch.url, port, launch.environment)  # nobody starts it again
 
 
-def _ours(site: Site, port: int, workers: int) -> Launch:
+def _ours(site: Site, port: int) -> Launch:
     settings = {
         "MLPLATFORM_HOME": str(site.folder),
         "MLPLATFORM_REDIS_URL": site.log_url or site.redis_url,
@@ -76,40 +76,40 @@ def _ours(site: Site, port: int, workers: int) -> Launch:
         "MLPLATFORM_CLOCK": site.subject.clock,
         "MLPLATFORM_DEVICE": "cpu",
     }
-    return service_launch(settings, port, workers)
+    return service_launch(settings, port)
 
 
-def _mlserver(site: Site, port: int, workers: int) -> Launch:
+def _mlserver(site: Site, port: int) -> Launch:
     programs = peer_environment(site.cache, MLSERVER, _MLSERVER_PACKAGES)
     folder = site.folder / MLSERVER
     folder.mkdir(exist_ok=True)
     ports = {"http_port": port, "grpc_port": free_port(), "metrics_port": free_port()}
     # Its worker processes are for several models and cores; with one of each they would be a hop more.
-    server = {"host": services.HOST, "debug": False, "parallel_workers": 0 if workers == 1 else workers, **ports}
+    server = {"host": services.HOST, "debug": False, "parallel_workers": 0, **ports}
     (folder / "settings.json").write_text(json.dumps(server))
     model = {"name": MODEL, "implementation": "mlserver_xgboost.XGBoostModel", "parameters": {"uri": str(site.subject.model_file)}}
     (folder / "model-settings.json").write_text(json.dumps(model | {"max_batch_size": _BATCH, "max_batch_time": _BATCH_WAIT_S}))
     return _peer(MLSERVER, [str(programs / "mlserver"), "start", str(folder)], port, {"PATH": _first_in_path(programs)})
 
 
-def _tutorial(site: Site, port: int, workers: int) -> Launch:
+def _tutorial(site: Site, port: int) -> Launch:
     from mlplatform.local.bench_serving.apps import tutorial
 
     repository = site.folder / TUTORIAL
     assert isinstance(site.subject, World), "only the made-up model's values are handed to peers"
     tutorial.write_repository(repository, site.redis_url, site.subject)
     environment = {tutorial.REPOSITORY: str(repository), "MLFLOW_TRACKING_URI": site.mlflow_url}
-    return _uvicorn(TUTORIAL, f"{_APPS}.tutorial:create_app", port, workers, environment)
+    return _uvicorn(TUTORIAL, f"{_APPS}.tutorial:create_app", port, environment)
 
 
-def _mlflow(site: Site, port: int, workers: int) -> Launch:
-    options = ["-m", f"models:/{MODEL}@production", "-p", str(port), "-h", services.HOST, "--env-manager", "local", "-w", str(workers)]
+def _mlflow(site: Site, port: int) -> Launch:
+    options = ["-m", f"models:/{MODEL}@production", "-p", str(port), "-h", services.HOST, "--env-manager", "local", "-w", "1"]
     environment = {"MLFLOW_TRACKING_URI": site.mlflow_url, "PATH": _first_in_path(Path(sys.executable).parent)}
     return _peer(MLFLOW, [sys.executable, "-m", "mlflow", "models", "serve", *options], port, environment)
 
 
-def _uvicorn(name: str, factory: str, port: int, workers: int, environment: Mapping[str, str] | None = None) -> Launch:
-    options = ["--host", services.HOST, "--port", str(port), "--workers", str(workers), "--no-access-log", "--log-level", "warning"]
+def _uvicorn(name: str, factory: str, port: int, environment: Mapping[str, str] | None = None) -> Launch:
+    options = ["--host", services.HOST, "--port", str(port), "--workers", "1", "--no-access-log", "--log-level", "warning"]
     return _peer(name, [sys.executable, "-m", "uvicorn", "--factory", factory, *options], port, environment or {})
 
 
@@ -179,14 +179,14 @@ CONTENDERS = {
         Contender(
             name=FASTAPI,
             title="FastAPI saying hello",
-            launch=lambda _, port, workers: _uvicorn(FASTAPI, f"{_APPS}.hello:fastapi", port, workers),
+            launch=lambda _, port: _uvicorn(FASTAPI, f"{_APPS}.hello:fastapi", port),
             path="/hello",
             cases=frozenset({"1x64"}),
         ),
         Contender(
             name=UVICORN,
             title="uvicorn saying hello",
-            launch=lambda _, port, workers: _uvicorn(UVICORN, f"{_APPS}.hello:asgi", port, workers),
+            launch=lambda _, port: _uvicorn(UVICORN, f"{_APPS}.hello:asgi", port),
             path="/hello",
             cases=frozenset({"1x64"}),
         ),

@@ -6,7 +6,7 @@ answers are right (`answers`).
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlplatform.local.bench_serving import server
@@ -18,8 +18,7 @@ from mlplatform.local.supervisor import Supervisor, free_port
 
 Questions = Mapping[int, Sequence[Question]]  # by inputs a request
 
-_WARM_UP_S = 1.0
-_ALL_PROCESSES_ANSWER = 20  # good answers in a row, each on a connection of its own
+WARM_UP_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,20 +39,16 @@ class Racer:
         supervisor: Supervisor,
         cores: frozenset[int],
         questions: Questions,
-        workers: int = 1,
     ) -> "Racer":
-        """Starts the service and waits for its first good answer; with several workers, until all of them are likely to answer."""
+        """Starts the service, under the contender's name, and waits for its first good answer."""
         port, path, ask = free_port(), contender.path.format(model=site.subject.model), contender.ask
-        launch = contender.launch(site, port, workers)
+        launch = replace(contender.launch(site, port), name=contender.name)
         bodies = {}
         if ask:
             for rows in sorted({CASES[name].rows for name in contender.cases} & questions.keys()):
                 bodies[rows] = write_bodies(site.folder / f"{contender.name}-{rows}.jsonl", map(ask, questions[rows]))
         first = ask(questions[1][0]) if ask else None
         running = server.start(supervisor, launch, cores, path, first)
-        in_row = 0
-        while workers > 1 and in_row < _ALL_PROCESSES_ANSWER:
-            in_row = in_row + 1 if server.answers(port, path, first) else 0
         return cls(contender, port, path, running, bodies)
 
     def settle(self) -> None:
@@ -63,7 +58,7 @@ class Racer:
 
     def measure(self, case: Case, turn: int, seconds: float, supervisor: Supervisor) -> Measured:
         """One load for `seconds`, after a second of the same to warm up."""
-        self.load(case, _WARM_UP_S)
+        self.load(case, WARM_UP_S)
         before, busy, own = self.running.usage, server.busy_s(), server.own_s(supervisor)
         figures = self.load(case, seconds)
         after = self.running.usage

@@ -6,7 +6,8 @@ Belongs here: the order of things. Does not belong here: a single step of them.
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -20,7 +21,7 @@ from mlplatform.local.bench_serving.cases import CASES, Case, Measured
 from mlplatform.local.bench_serving.contenders import CONTENDERS, DEFAULT_PEERS, OURS, WITHOUT_MODEL, Contender, Site
 from mlplatform.local.bench_serving.home_world import HomeWorld
 from mlplatform.local.bench_serving.load import LoadError, find_wrk
-from mlplatform.local.bench_serving.racer import Questions, Racer
+from mlplatform.local.bench_serving.racer import WARM_UP_S, Questions, Racer
 from mlplatform.local.bench_serving.targets import Taken, judge
 from mlplatform.local.bench_serving.world import MODEL, Subject, World
 from mlplatform.local.processes import group_members
@@ -75,8 +76,8 @@ class Track:
     options: Options
     questions: Questions
 
-    def start(self, contender: Contender, cores: frozenset[int] | None = None, workers: int = 1) -> Racer:
-        return Racer.start(contender, self.site, self.supervisor, cores or self.cores.server, self.questions, workers)
+    def start(self, contender: Contender, cores: frozenset[int] | None = None) -> Racer:
+        return Racer.start(contender, self.site, self.supervisor, cores or self.cores.server, self.questions)
 
     def stop(self, racer: Racer) -> None:
         racer.running.go_on()  # a halted process would not see that it is asked to end
@@ -205,7 +206,7 @@ def _wake(racer: Racer) -> None:
 
 def _rest(track: Track, racer: Racer) -> None:
     """A peer is halted while others are measured. Ours only idles: it must get on with its log, which is emptied between loads."""
-    if racer.contender.name != OURS:
+    if not racer.contender.name.startswith(OURS):
         racer.running.pause()
         return
     prediction_log.drained(racer.port)
@@ -241,16 +242,30 @@ def _scale(track: Track) -> tuple[float | None, str]:
 
 
 def _ratio(track: Track, cores: server.Cores, share: float | None) -> float:
-    """Median over the rounds. `share`: of a core for each process, where they have none of their own."""
-    ours, case = CONTENDERS[OURS], CASES["1x64"]
-    rates: dict[int, list[float]] = {1: [], 2: []}
-    with server.on_cores(cores.load):
+    """Median over the rounds: two processes with half of the connections each, to one with all. `share`: of a core for each process,
+    where they have none of their own."""
+    whole = CASES["1x64"]
+    half = replace(whole, connections=whole.connections // 2)
+    ratios: list[float] = []
+    with server.on_cores(cores.load), ExitStack() as stack:
+        own = [frozenset({core}) for core in sorted(cores.server)[:2]]
+        racers = [track.start(replace(CONTENDERS[OURS], name=f"{OURS}-{i}"), mine) for i, mine in enumerate(own, 1)]
+        for racer in racers:
+            stack.callback(track.stop, racer)
+            if share:
+                stack.enter_context(quota.held(group_members(racer.running.service.pgid), share))
         for turn in range(track.options.rounds):
-            for workers in (1, 2):
-                with_cores = cores.server if share else frozenset(sorted(cores.server)[:workers])
-                racer = track.start(ours, with_cores, workers)
-                with quota.held(group_members(racer.running.service.pgid), share) if share else nullcontext():
-                    rates[workers].append(racer.measure(case, turn, track.options.seconds, track.supervisor).load.per_s)
-                track.stop(racer)
-                prediction_log.trim(track.redis, track.options.model)
-    return median(two / one for one, two in zip(rates[1], rates[2], strict=True))
+            # Who is alone changes, should one have the better place.
+            alone = _together(racers[turn % 2 : turn % 2 + 1], whole, track.options.seconds)
+            ratios.append(_together(racers, half, track.options.seconds) / alone)
+            for racer in racers:
+                _rest(track, racer)
+    return median(ratios)
+
+
+def _together(racers: Sequence[Racer], case: Case, seconds: float) -> float:
+    """Requests/s of all of them, each under the same load at the same time."""
+    with ThreadPoolExecutor(len(racers)) as pool:
+        list(pool.map(lambda racer: racer.load(case, WARM_UP_S), racers))
+        figures = list(pool.map(lambda racer: racer.load(case, seconds), racers))
+    return float(sum(each.per_s for each in figures))
