@@ -2,6 +2,8 @@
 
 import json
 import ssl
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -173,6 +175,15 @@ def test_a_start_that_cannot_be_is_told_in_one_line_that_says_what_to_mend(run_s
         assert line.startswith("error: ")
         assert told in line
         assert "pwsecret" not in line
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["--workers", "2"], 2), (["--port", "8001"], 2), (["--help"], 0)])
+def test_arguments_are_not_passed_over(arguments: list[str], status: int) -> None:
+    """Who thinks of uvicorn's would have one process, on another port, and not know it."""
+    told = subprocess.run([sys.executable, "-m", "serving_app", *arguments], capture_output=True, text=True, timeout=20, check=False)
+    assert told.returncode == status
+    assert "takes no arguments" in (told.stderr if status else told.stdout)
+    assert " ".join(arguments) in told.stderr or not status
 
 
 def test_a_setting_that_is_none_is_told_at_the_start_with_the_one_that_may_be_meant(run_service) -> None:
