@@ -344,6 +344,7 @@ class RequestRecords(_Frozen):
 
     @cached_property
     def numbers(self) -> bytes:
+        """The features' bytes. Raises ValueError for what is no base64."""
         return a2b_base64(self.features, strict_mode=True)
 
     def each(self) -> list[PredictionRecord]:
