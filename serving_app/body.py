@@ -3,6 +3,8 @@
 Belongs here: media type, size, reading. Does not belong here: what the bytes mean.
 """
 
+from collections.abc import Sequence
+
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
@@ -19,6 +21,8 @@ async def read_body(headers: list[tuple[bytes, bytes]], receive: Receive, limit:
             if value != _JSON and (kind := value.partition(b";")[0].strip().lower()) != _JSON and kind not in also:
                 wanted = b", ".join((_JSON, *also)).decode()
                 raise ProblemError(415, "unsupported-media-type", f"send {wanted}, not {value[:64].decode('latin-1')!r}")
+            if value != _JSON and _charset(value.decode("latin-1")) not in ("", "utf-8", "utf8"):
+                raise ProblemError(415, "unsupported-media-type", "only UTF-8 is read")
         elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
             # RFC 9110, 15.5.16: the refusal names what is taken.
             refused = "compressed bodies are not taken"
@@ -50,3 +54,10 @@ async def _read_rest(message: Message, receive: Receive, limit: int) -> bytes:
 
 def _too_large(limit: int) -> ProblemError:
     return ProblemError(413, "body-too-large", f"a body may have at most {limit} bytes", headers={"Connection": "close"})
+
+
+def _charset(content_type: str) -> str:
+    """The character set a content type names, lower case; '' where it names none."""
+    parts: Sequence[str] = content_type.split(";")[1:]
+    named = [value.strip().strip('"').lower() for name, _, value in (p.partition("=") for p in parts) if name.strip().lower() == "charset"]
+    return named[0] if named else ""

@@ -15,6 +15,7 @@ from serving_app.drain import Drain
 from serving_app.explainer import Explainer
 from serving_app.metrics import Metrics
 from serving_app.model_watcher import ModelWatcher
+from serving_app.online_features import OnlineFeatures
 from serving_app.prediction_log import PredictionLog
 from serving_app.predictor import Predictor
 from serving_app.problems import ProblemError, bad_request, no_parameters
@@ -31,6 +32,7 @@ class Serving:
     clock: Clock
     device: str
     online: AsyncClient
+    features: OnlineFeatures
     router: ModelRouter
     watcher: ModelWatcher
     batcher: Batcher

@@ -184,7 +184,20 @@ async def _start(settings: ServingSettings, stack: AsyncExitStack, around: Aroun
     await stack.enter_async_context(around.protection.open(settings, quotas, metrics.registry))
     log.info("service_started", device=device, **stamp, models=settings.serving_models or "all with the alias production")
     return Serving(
-        settings, clock, device, online, router, watcher, batcher, predictor, explainer, prediction_log, metrics, shadow, around.drain
+        settings,
+        clock,
+        device,
+        online,
+        features,
+        router,
+        watcher,
+        batcher,
+        predictor,
+        explainer,
+        prediction_log,
+        metrics,
+        shadow,
+        around.drain,
     )
 
 

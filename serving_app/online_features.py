@@ -84,7 +84,7 @@ class OnlineFeatures:
         except (RedisError, OSError, TimeoutError) as error:
             self._lost(error)
             return self._instead(project, plan.asked)
-        self._answered()
+        self.answered()
         self.reads["store"] += 1
         return [self._found(asked, block) for asked, block in zip(plan.asked, blocks, strict=True)]
 
@@ -121,7 +121,8 @@ class OnlineFeatures:
         self._pause_s = min(_LONGEST_PAUSE_S, max(_SHORTEST_PAUSE_S, self._pause_s * 2))
         self._again_at = self._monotonic() + self._pause_s
 
-    def _answered(self) -> None:
+    def answered(self) -> None:
+        """The store has answered, a read or whoever asked whether it is there: the next read goes to it."""
         if self.away:
             log.info("online_store_back")
         self._pause_s = self._again_at = 0.0

@@ -115,6 +115,18 @@ def test_redis_killed_and_restarted_under_load_costs_no_answer_and_no_record_tha
     eventually(lambda: client.post(PATH, json={"inputs": [ROW]}) and "mlplatform_online_store_away 0.0" in client.get("/metrics").text)
 
 
+def test_a_store_that_is_back_is_known_to_be_though_nobody_asks_for_a_prediction(make_model, open_service, tmp_path, store) -> None:
+    """A replica that idles after an outage would be alarmed about for ever."""
+    make_model().into_cache(tmp_path)
+    server = store()
+    client = open_service(redis_url=server.connection_url, serving_redis_timeout_s=0.3)
+    kill(server)
+    assert client.post(PATH, json={"inputs": [ROW]}).status_code == 200
+    assert "mlplatform_online_store_away 1.0" in client.get("/metrics").text
+    store()
+    eventually(lambda: "mlplatform_online_store_away 0.0" in client.get("/metrics").text)
+
+
 def test_a_log_that_is_full_holds_up_no_answer_and_goes_on_when_there_is_room(
     make_model, open_service, tmp_path, store, redis_url, logged
 ) -> None:

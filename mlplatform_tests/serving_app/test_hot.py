@@ -80,6 +80,8 @@ def test_plain_requests_are_taken_and_all_others_left_to_the_application(start, 
     for each in left:
         headers = {"content-type": "application/json"} | each.pop("headers", {})
         assert client.post(**each, headers=headers).status_code == 200, each
+    other = {"content-type": "application/json; charset=latin-1"}
+    assert client.post(PATH, content=content, headers=other).json()["detail"] == "only UTF-8 is read"
     assert client.get(PATH).status_code == 405
     assert len(hot_requests) == 1
 

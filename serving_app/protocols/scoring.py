@@ -9,7 +9,7 @@ field nor a feature is refused and not left out. There is no pandas here: types 
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from mlplatform.contracts import ServingContract
@@ -131,10 +131,3 @@ def _number(text: str) -> Any:
 
 def _refused(detail: str, field: str | None = None) -> ProblemError:
     return invalid_input([FieldError(detail, field=field)])
-
-
-def charset_of(content_type: str) -> str:
-    """The character set a content type names, lower case; '' where it names none."""
-    parts: Sequence[str] = content_type.split(";")[1:]
-    named = [value.strip().strip('"').lower() for name, _, value in (p.partition("=") for p in parts) if name.strip().lower() == "charset"]
-    return named[0] if named else ""

@@ -67,6 +67,7 @@ async def readiness(serving: Serving) -> tuple[list[str], list[str]]:
     try:
         async with asyncio.timeout(serving.settings.serving_redis_timeout_s):
             await serving.online.ping()
+        serving.features.answered()
     except (RedisError, OSError, TimeoutError) as error:
         away = f"the online store does not answer: {type(error).__name__}"
         instead = _INSTEAD.get(serving.settings.serving_fallback)

@@ -13,7 +13,7 @@ from serving_app.body import read_body
 from serving_app.deps import Serving, ServingDep
 from serving_app.predictor import Answer, Exchange
 from serving_app.problems import FieldError, ProblemError, bad_request, no_parameters, unavailable
-from serving_app.protocols.scoring import CSV, MLFLOW_VERSION, charset_of, inputs_of_csv, inputs_of_json
+from serving_app.protocols.scoring import CSV, MLFLOW_VERSION, inputs_of_csv, inputs_of_json
 from serving_app.protocols.shapes import Invoked
 from serving_app.routes.health import unready
 from serving_app.schemas import problems
@@ -57,8 +57,6 @@ async def invocations(model: str, request: Request, serving: ServingDep) -> Resp
 async def _answered(request: Request, serving: Serving, exchange: Exchange) -> bytes:
     contract = serving.predictor.choose(exchange).handle.contract
     kind = request.headers.get("content-type", "")
-    if charset_of(kind) not in ("", "utf-8", "utf8"):
-        raise ProblemError(415, "unsupported-media-type", "only UTF-8 is read")
     body = await read_body(request.scope["headers"], request.receive, serving.settings.serving_body_limit, (CSV.encode(),))
     is_csv = kind.partition(";")[0].strip().lower() == CSV
     inputs = inputs_of_csv(body, contract) if is_csv else inputs_of_json(body, contract)
