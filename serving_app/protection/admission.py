@@ -21,7 +21,7 @@ from math import inf
 _FALL = 0.7
 _RISE = 1.1  # per interval in which somebody was refused
 _RISE_UNBOUND = 1.5  # per interval in which nobody was: the limit was not what held the load down
-_IN_WORK = 3.0  # targets that the quickest request may be in work
+_IN_WORK = 2.0  # targets that the quickest request may be in work
 _BUSY_SHARE = 0.6  # of one processor, used by the process; or
 _BUSY_DELAY_S = 0.002  # mean delay of the loop: it has no idle moment, or a neighbour takes the processor from it
 
