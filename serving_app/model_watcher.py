@@ -8,7 +8,9 @@ away changes nothing.
 import asyncio
 import time
 from collections import defaultdict
+from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import structlog
 from redis.asyncio import Redis
@@ -108,12 +110,16 @@ class ModelWatcher:
         if model in self._nudged:
             return
         self._nudged.add(model)
-        task = asyncio.create_task(self.refresh_model(model, notified=True))
+        self._beside(self.refresh_model(model, notified=True))
+
+    def _beside(self, look: Coroutine[Any, Any, None]) -> None:
+        """Begins a look that nobody waits for."""
+        task = asyncio.create_task(look)
         self._looks.add(task)
         task.add_done_callback(self._looks.discard)
 
     async def close(self) -> None:
-        """Ends the looks that notices began."""
+        """Ends the looks that nobody waits for."""
         for task in self._looks:
             task.cancel()
         await asyncio.gather(*self._looks, return_exceptions=True)
@@ -130,7 +136,8 @@ class ModelWatcher:
             try:
                 async with redis.pubsub(ignore_subscribe_messages=True) as channel:
                     await channel.subscribe(MODELS_CHANNEL)
-                    await self.refresh()  # what was published while nobody listened
+                    # What was published while nobody listened; beside it, for a model that loads slowly would hold up later notices.
+                    self._beside(self.refresh())
                     async for message in channel.listen():
                         model = message["data"].decode(errors="replace")
                         log.info("model_notification", model=model)
