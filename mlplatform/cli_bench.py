@@ -105,7 +105,10 @@ def bench_serving(
     ] = "",
     seconds: Annotated[float, typer.Option(callback=within(0, 3_600), help="Of each measurement; 0: 3, with --sink-dead 60.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, max=1_000, help="Turns of every service; medians are of these.")] = 3,
-    scale: Annotated[bool, typer.Option(help="Two processes beside one, where there are four cores.")] = True,
+    scale: Annotated[bool, typer.Option(help="Two processes beside one; takes four cores, or root.")] = True,
+    entities: Annotated[
+        int, typer.Option(min=100, max=1_000_000, help="Of each view of the made-up model; many: few come again.")
+    ] = 10_000,
     check: Annotated[bool, typer.Option("--check", help="Only compare answers with Booster.predict, bit by bit.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Only sample the service under the first load.")] = False,
     sink_dead: Annotated[bool, typer.Option("--sink-dead", help="Only what requests notice of a log whose Redis hangs.")] = False,
@@ -124,7 +127,7 @@ def bench_serving(
     served = home if model else None
     first, *more = _names(model) or (MODEL,)
     loads, length = (dead.LOADS, dead.SECONDS) if sink_dead else (tuple(CASES), 3.0)
-    options = run.Options(home / "bench", first, served, chosen, _names(cases) or loads, seconds or length, rounds, scale, more)
+    options = run.Options(home / "bench", first, served, chosen, _names(cases) or loads, seconds or length, rounds, scale, more, entities)
     if more and (check or profile or sink_dead or overload):
         raise typer.BadParameter("one model at a time, but for the table itself", param_hint="--model")
     asked = ((check, run.run_check), (profile, run.run_profile), (sink_dead, dead.run_sink_dead), (overload, over.run_overload))

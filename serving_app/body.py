@@ -3,8 +3,6 @@
 Belongs here: media type, size, reading. Does not belong here: what the bytes mean.
 """
 
-from collections.abc import Sequence
-
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
@@ -58,6 +56,6 @@ def _too_large(limit: int) -> ProblemError:
 
 def _charset(content_type: str) -> str:
     """The character set a content type names, lower case; '' where it names none."""
-    parts: Sequence[str] = content_type.split(";")[1:]
+    parts = content_type.split(";")[1:]
     named = [value.strip().strip('"').lower() for name, _, value in (p.partition("=") for p in parts) if name.strip().lower() == "charset"]
     return named[0] if named else ""

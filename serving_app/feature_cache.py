@@ -111,7 +111,7 @@ class _Shelf:
         self._decoded = np.append(self._decoded, np.zeros(more, np.bool_))
 
 
-class _Asked:
+class _Incoming:
     """Values of a view that were just read, on their way to its shelf. `packed` are those to be decoded: all of them, where most are not
     what they were (a row for what is asked for once only would cost more than it ever spares); or those that have no row."""
 
@@ -179,12 +179,12 @@ class FeatureCache:
     def decode(self, project: str, now: float, asked: Sequence[Asked], views: Sequence[Packed]) -> list[Block | ValueError]:
         """What was read, as `codec.decode_blocks` gives it, and remembered, also that an entity had no value."""
         blocks: dict[int, Block | ValueError] = {}
-        others: dict[int, _Asked] = {}
+        others: dict[int, _Incoming] = {}
         for i, ((layout, entities), view) in enumerate(zip(asked, views, strict=True)):
             shelf = self._shelf(project, layout, len(entities))
             same = shelf.same(entities, view.values)
             if same is None:
-                others[i] = _Asked(shelf, entities, view)
+                others[i] = _Incoming(shelf, entities, view)
                 continue
             slots, blocks[i] = same
             if self._stale_s:

@@ -77,7 +77,7 @@ class OnlineFeatures:
         # Whoever comes while this one tries goes to the fallback at once.
         self._again_at = now + self._pause_s
         try:
-            # What the cache holds was read before it was asked for: by that time its age counts.
+            # With the time of before the read: what comes back may have been written over since then.
             decode = None if self._cache is None else partial(self._cache.decode, project, now)
             reading = self._reader(project).blocks(plan.asked, decode)
             blocks = await (reading if self._timeout_s is None else asyncio.wait_for(reading, self._timeout_s))

@@ -359,7 +359,7 @@ def _entries(frame: Frame) -> list[bytes]:
             held, records = [], 0
         held.append(line)
         records += more
-    return [*entries, b"\n".join(held)]
+    return [*entries, b"\n".join(held)] if held else entries
 
 
 async def _soon(event: asyncio.Event, timeout_s: float) -> None:

@@ -18,7 +18,6 @@ at every change of the model. A row keeps the vector exactly as the model saw it
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from itertools import chain
 from math import isfinite
 from typing import Any
 
@@ -135,21 +134,29 @@ def drain(
             total += entry.count()
             continue
         ids.add(entry.stream_id)
-        for what in chain.from_iterable(map(_records, entry.lines())):
-            total += 1
+        for line in entry.lines():
             try:
-                row = _row(entry.stream_id, what, model, fields, prediction_range)
-            except (ValueError, OverflowError) as error:  # OverflowError: a number or a date no column can hold
+                records = _records(line)
+            except ValueError as error:
+                total += 1
                 if at > set_aside_after:
-                    rejected.append(_rejected(entry.stream_id, what, received_at, error))
+                    rejected.append(_rejected(entry.stream_id, line, received_at, error))
                 continue
-            if at <= after:
-                continue
-            if _key(row) in keys:
-                repeated += 1
-                continue
-            keys.add(_key(row))
-            read.append(row)
+            total += len(records)
+            for record in records:
+                try:
+                    row = _row(entry.stream_id, record, model, fields, prediction_range)
+                except (ValueError, OverflowError) as error:  # OverflowError: a number or a date no column can hold
+                    if at > set_aside_after:
+                        rejected.append(_rejected(entry.stream_id, record.model_dump_json(), received_at, error))
+                    continue
+                if at <= after:
+                    continue
+                if _key(row) in keys:
+                    repeated += 1
+                    continue
+                keys.add(_key(row))
+                read.append(row)
     already_there = stored({row["event_date"] for row in read}) if read else frozenset()
     fresh = [row for row in read if _key(row) not in already_there]
     repeated += len(read) - len(fresh)
@@ -231,32 +238,15 @@ def _key(row: Mapping[str, Any]) -> Key:
     return row["request_id"], row["input_index"], row["variant"]
 
 
-@dataclass(frozen=True)
-class _Unreadable:
-    """A line that holds no records, or None for an entry without one, and why."""
-
-    line: str | bytes | None
-    error: ValueError
-
-
-def _records(line: str | bytes | None) -> Sequence[PredictionRecord | _Unreadable]:
+def _records(line: str | bytes | None) -> Sequence[PredictionRecord]:
     if line is None:
-        return [_Unreadable(None, ValueError("the entry has no field 'record'"))]
-    try:
-        return read_records(line)
-    except ValueError as error:
-        return [_Unreadable(line, error)]
+        raise ValueError("the entry has no field 'record'")
+    return read_records(line)
 
 
 def _row(
-    stream_id: str,
-    record: PredictionRecord | _Unreadable,
-    model: str,
-    fields: Sequence[RequestField],
-    prediction_range: tuple[float, float],
+    stream_id: str, record: PredictionRecord, model: str, fields: Sequence[RequestField], prediction_range: tuple[float, float]
 ) -> dict[str, Any]:
-    if isinstance(record, _Unreadable):
-        raise record.error
     if record.model != model:
         raise ValueError(f"a record of model '{record.model}' in the log of '{model}'")
     low, high = prediction_range
@@ -278,9 +268,8 @@ def _row(
     }
 
 
-def _rejected(stream_id: str, what: PredictionRecord | _Unreadable, received_at: datetime, error: Exception) -> dict[str, Any]:
+def _rejected(stream_id: str, line: str | bytes | None, received_at: datetime, error: Exception) -> dict[str, Any]:
     at = received_at.astimezone(UTC)
-    line = what.line if isinstance(what, _Unreadable) else what.model_dump_json()
     payload = line.decode(errors="backslashreplace") if isinstance(line, bytes) else line
     return {"stream_id": stream_id, "received_at": at, "event_date": at.date(), "payload": payload, "error": _one_line(error)}
 

@@ -294,7 +294,7 @@ def small_world(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_world")
 @pytest.mark.timeout(300)
 def test_a_small_run_starts_the_service_drives_it_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = run.Options(tmp_path, peers=(FASTAPI,), cases=("1x64", "100x64", "open"), seconds=1.0, rounds=1, scale=False)
+    options = run.Options(tmp_path, peers=(FASTAPI,), cases=("1x64", "100x64", "open"), seconds=1.0, rounds=1, scale=False, entities=500)
     assert run.run_bench_serving(options, as_json=True) in (0, 1)  # whether it is fast enough is the bench's business, not a test's
     found = json.loads(capsys.readouterr().out)
     assert [(row["service"], row["load"]) for row in found["services"]] == [
@@ -315,7 +315,7 @@ def test_a_small_run_starts_the_service_drives_it_and_reports(tmp_path: Path, ca
 def test_with_the_sink_halted_the_service_spills_answers_and_accounts_for_everything(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = run.Options(tmp_path, peers=(), cases=("open",), seconds=1.0, rounds=1)
+    options = run.Options(tmp_path, peers=(), cases=("open",), seconds=1.0, rounds=1, entities=500)
     assert sink_dead.run_sink_dead(options, as_json=True) in (0, 1)
     found = json.loads(capsys.readouterr().out)
     assert [(turn["log's Redis"], turn["requests/s"] > 0) for turn in found["turns"]] == [("answers", True), ("hangs", True)]
@@ -344,7 +344,7 @@ def test_the_p99_is_held_where_it_moves_by_less_than_five_percent_in_most_rounds
 @pytest.mark.usefixtures("small_world")
 @pytest.mark.timeout(300)
 def test_with_three_times_the_load_some_are_refused_and_the_others_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert overload.run_overload(run.Options(tmp_path, peers=(), seconds=1.0, rounds=1), as_json=True) in (0, 1)
+    assert overload.run_overload(run.Options(tmp_path, peers=(), seconds=1.0, rounds=1, entities=500), as_json=True) in (0, 1)
     full, half, over = json.loads(capsys.readouterr().out)["loads"]
     assert min(load["accepted/s"] for load in (full, half, over)) > 0
     assert over["refused/s"] > 0

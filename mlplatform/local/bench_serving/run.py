@@ -23,7 +23,7 @@ from mlplatform.local.bench_serving.home_world import HomeWorld
 from mlplatform.local.bench_serving.load import LoadError, find_wrk
 from mlplatform.local.bench_serving.racer import WARM_UP_S, Questions, Racer
 from mlplatform.local.bench_serving.targets import Taken, judge
-from mlplatform.local.bench_serving.world import MODEL, Subject, World
+from mlplatform.local.bench_serving.world import ENTITIES, MODEL, Subject, World
 from mlplatform.local.processes import group_members
 from mlplatform.local.supervisor import Supervisor
 from mlplatform.printing import print_json, table
@@ -40,7 +40,7 @@ class Options:
     """What was asked for on the command line. `cache` keeps what may be used again by the next run.
 
     `home`: the platform whose own `model` is served, and those in `more` after it; None: the made-up model. `peers` None: those that
-    suit the model.
+    suit the model. `entities`: of each view of the made-up model; with many, requests are as many that hardly one comes again.
     """
 
     cache: Path
@@ -52,6 +52,7 @@ class Options:
     rounds: int = 3
     scale: bool = True
     more: Sequence[str] = ()
+    entities: int = ENTITIES
 
     @property
     def racing(self) -> list[Contender]:
@@ -146,7 +147,7 @@ def open_track(options: Options) -> Iterator[Track]:
         raise server.TooFewCoresError("two cores are needed: one for the service, one for the load")
     with tempfile.TemporaryDirectory(prefix="mlplatform-bench-") as name, Supervisor(Path(name)) as supervisor:
         folder = Path(name)
-        subject: Subject = HomeWorld(folder, options.home, options.model) if options.home else World(folder)
+        subject: Subject = HomeWorld(folder, options.home, options.model) if options.home else World(folder, entities=options.entities)
         with server.on_cores(cores.load):
             valkey, mlflow = supervisor.start_all([services.valkey(folder), services.mlflow(folder)])
             with Redis.from_url(valkey.url) as redis:
@@ -154,7 +155,8 @@ def open_track(options: Options) -> Iterator[Track]:
                 redis.config_set("appendonly", "no")
                 subject.prepare(redis, Registry(mlflow.url, timeout_s=30.0))
                 site = Site(folder, options.cache, subject, valkey.url, mlflow.url)
-                sizes = {1: _SINGLES} | {CASES[name].rows: _HUNDREDS for name in options.cases if CASES[name].rows > 1}
+                many = {CASES[name].rows for name in options.cases if CASES[name].rows > 1}
+                sizes = {1: max(_SINGLES, options.entities)} | {rows: max(_HUNDREDS, options.entities // rows) for rows in many}
                 questions = {rows: subject.questions(count, rows) for rows, count in sizes.items()}
                 yield Track(site, supervisor, redis, cores, options, questions)
 
@@ -205,8 +207,8 @@ def _wake(racer: Racer) -> None:
 
 
 def _rest(track: Track, racer: Racer) -> None:
-    """A peer is halted while others are measured. Ours only idles: it must get on with its log, which is emptied between loads."""
-    if not racer.contender.name.startswith(OURS):
+    """A peer is halted while others are measured. Ours only idles: it must get on with its log."""
+    if not racer.contender.keeps_log:
         racer.running.pause()
         return
     prediction_log.drained(racer.port)

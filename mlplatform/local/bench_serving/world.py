@@ -81,16 +81,17 @@ class Subject(Protocol):
 
 
 class World:
-    """`values`: float64 (views, entities, features of a view). Training takes seconds; registering and writing are calls of their own."""
+    """`values`: float64 (views, `entities`, features of a view). Training takes seconds; registering and writing are calls of their own."""
 
-    def __init__(self, folder: Path, seed: int = 7) -> None:
+    def __init__(self, folder: Path, seed: int = 7, entities: int = ENTITIES) -> None:
         import xgboost
 
         self.model, self.clock, self.tolerance = MODEL, "system", 0.0
         self.model_file = folder / MODEL_FILE
         rng = np.random.default_rng(seed)
         # As float32 holds them, so that features given in a request as decimal text are the very same numbers.
-        shape = (len(VIEWS), ENTITIES, len(COLUMNS) // len(VIEWS))
+        self.entities = entities
+        shape = (len(VIEWS), entities, len(COLUMNS) // len(VIEWS))
         self.values: Floats = rng.standard_normal(shape).astype(np.float32).astype(np.float64)
         rows = rng.standard_normal((_TRAINING_ROWS, len(COLUMNS))).astype(np.float32)
         score = rows @ rng.standard_normal(len(COLUMNS)) * 0.4 + 0.8 * rows[:, 0] * rows[:, 11] - 0.6 * np.abs(rows[:, 21])
@@ -113,7 +114,7 @@ class World:
 
     def questions(self, count: int, rows: int) -> list[Question]:
         """`count` requests of `rows` inputs each, entities drawn anew for every input."""
-        ids = self._rng.integers(0, ENTITIES, (count, rows, len(KEYS)))
+        ids = self._rng.integers(0, self.entities, (count, rows, len(KEYS)))
         features = np.concatenate([self.values[view][ids[:, :, view]] for view in range(len(KEYS))], axis=2).astype(np.float32)
         answers = self.predict(features.reshape(count * rows, -1)).reshape(count, rows)
         return [
@@ -125,7 +126,9 @@ class World:
         """Every entity's values into the online store, known since a minute ago."""
         moment = datetime.now(UTC) - timedelta(minutes=1)
         for (view, (key, columns)), values in zip(VIEWS.items(), self.values, strict=True):
-            frame = pl.DataFrame({key: np.arange(ENTITIES), "event_timestamp": [moment] * ENTITIES, "created": [moment] * ENTITIES})
+            frame = pl.DataFrame(
+                {key: np.arange(self.entities), "event_timestamp": [moment] * self.entities, "created": [moment] * self.entities}
+            )
             frame = frame.with_columns(**{column: values[:, i] for i, column in enumerate(columns)})
             write_frame(redis, ONLINE_PROJECT, view, [key], columns, frame)
 
