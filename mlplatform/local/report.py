@@ -166,7 +166,7 @@ class Report:
         self._facts.append((name, value))
 
     def print_summary(self, platform: "LocalPlatform", keep: bool) -> None:
-        table = Table(title="What happened", caption="seconds: those of a stage's assets added up, of which several run at once")
+        table = Table(title="What happened", caption="seconds: of a stage's assets together; some run at once")
         for name in ("stage", "assets", "rows in", "rows out", "quarantined", "seconds"):
             table.add_column(name, justify="left" if name == "stage" else "right")
         for row in self.rows:
